@@ -27,7 +27,7 @@ import polars as pl
 
 from benchmarks.micro.planning_server import BUCKET, Server, filesystem, serve
 from benchmarks.peers.protocol import Spec
-from benchmarks.report.write import update_docs
+from benchmarks.report.write import print_table
 from benchmarks.suite.environments import PEERS, PeerMissingError, environment_of
 from pipeline.config.ingest import Ingest
 from pipeline.config.settings import load_settings
@@ -154,9 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chunkmap-csv-") as name, serve(Path(name)) as server:
         size = upload(server, int(given.gigabytes * 1e9))
         text = table(size, measure(server, given.repeats))
-    if given.docs is not None:
-        update_docs(given.docs, PLACE, text)
-    print(text, end="")
+    print_table(text, PLACE, given.docs)
 
 
 if __name__ == "__main__":

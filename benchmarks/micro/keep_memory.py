@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import pyarrow.parquet as pq
 
 from benchmarks.micro.layout_memory import OneWorker, lines
-from benchmarks.report.write import update_docs
+from benchmarks.report.write import print_table
 from benchmarks.suite.settings import TRANSFORMS
 from pipeline.cluster.resources import for_machine
 from pipeline.config.job import Job
@@ -103,9 +103,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="put the table into this page")
     given = parser.parse_args()
     text = table(list(measure()))
-    if given.docs is not None:
-        update_docs(given.docs, PLACE, text)
-    print(text, end="")
+    print_table(text, PLACE, given.docs)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 from typing_extensions import override
 
-from benchmarks.report.write import update_docs
+from benchmarks.report.write import print_table
 from benchmarks.suite.settings import TRANSFORMS
 from pipeline.cluster.resources import for_machine
 from pipeline.config.job import Job
@@ -160,9 +160,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="put the table into this page")
     given = parser.parse_args()
     text = table(list(measure()))
-    if given.docs is not None:
-        update_docs(given.docs, PLACE, text)
-    print(text, end="")
+    print_table(text, PLACE, given.docs)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from benchmarks import transforms
-from benchmarks.report.write import update_docs
+from benchmarks.peers import polars_process
+from benchmarks.peers.protocol import Spec
+from benchmarks.report.write import print_table
 from benchmarks.suite.datasets import ensure
 from benchmarks.suite.workloads import WORKLOADS, Workload
 from pipeline.config.settings import load_settings
@@ -56,14 +57,14 @@ def by_chunkmap(workload: Workload, source: str, target: str) -> list[float]:
 
 def by_polars(workload: Workload, source: str, target: str) -> list[float]:
     """Return the seconds of each streamed query."""
-    function: Callable[[pl.LazyFrame], pl.LazyFrame] = getattr(transforms, workload.transform)
+    finalize = workload.reduce.get("finalize", "")
+    spec = Spec(workload.name, source, target, workload.transform, finalize=finalize)
     times = []
     for number in range(ITERATIONS):
+        output = Path(target, str(number))
+        output.mkdir()
         started = time.perf_counter()
-        frame = function(pl.scan_parquet(source))
-        if workload.reduce:
-            frame = getattr(transforms, workload.reduce["finalize"])(frame)
-        frame.sink_parquet(f"{target}/{number}/all.parquet", compression="zstd", mkdir=True)
+        polars_process.write({}, spec, f"{output}/")
         times.append(time.perf_counter() - started)
     return times
 
@@ -122,9 +123,7 @@ def main() -> None:
             source = card.uri.removeprefix("file://")
             rows.append((name, card.rows, measure(WORKLOADS[name], source, given.repeats)))
     text = table(rows)
-    if given.docs is not None:
-        update_docs(given.docs, PLACE, text)
-    print(text, end="")
+    print_table(text, PLACE, given.docs)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ def write_report(
     return Written(folder / "report.html", uri + "report.html", markdown)
 
 
+def print_table(text: str, place: str, docs: Path | None) -> None:
+    """Print a table, and put it into the place of a page, if one is named."""
+    if docs is not None:
+        update_docs(docs, place, text)
+    print(text, end="")
+
+
 def update_docs(path: Path, place: str, text: str) -> None:
     """Put generated text between the marks of a place in a Markdown page.
 

@@ -151,7 +151,7 @@ def _forget_stopped_services() -> None:
     exits: list[Any] = getattr(threading, "_threading_atexits", [])
     for call in [call for call in exits if _is_of_stopped(getattr(call, "func", None))]:
         exits.remove(call)
-    calls = get_global_loop()._on_shutdown
+    calls: list[Any] = getattr(get_global_loop(), "_on_shutdown", [])
     for shutdown in [call for call in calls if _is_of_stopped(call.fn)]:
         calls.remove(shutdown)
 

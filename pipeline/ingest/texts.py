@@ -66,18 +66,11 @@ class Look(BaseModel):
 _TEXT: Final = Look(seen=True, text=True, whole=False, number=False, boolean=False)
 
 
-def look_at(column: pl.Series) -> Look:
-    """Return what the texts of a column look like."""
-    return read_texts(column)[0]
-
-
 def read_texts(column: pl.Series) -> tuple[Look, pl.Series]:
     """Return what the texts of a column look like, and its values of that type, or else the texts.
 
     Columns that are text need no second look: they are mostly seen to be in the first rows.
     """
-    if column.null_count() == len(column):
-        return Look(), column
     if len(column) > _SAMPLE_ROWS and _read(column.head(_SAMPLE_ROWS))[0].text:
         return _TEXT, column
     return _read(column)

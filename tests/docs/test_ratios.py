@@ -42,3 +42,12 @@ def test_the_readme_says_how_much_slower_a_run_is_than_polars() -> None:
         f"and {math.floor(min(short))} to {math.ceil(max(short))} times for jobs that Polars does "
         f"in less than {least} s"
     ) in said
+
+
+def test_the_readme_says_how_fast_local_mode_is() -> None:
+    found = dict(
+        re.findall(r"\| ([\w-]+, \d+ million rows) \| [^|]+ \| [^|]+ \| ([\d.]+) \|", FIGURES)
+    )
+    said = " ".join(read(ROOT / "README.md").split())
+    local = found["row-map, 24 million rows"], found["stations, 100 million rows"]
+    assert f"it took {local[0]} times as long for 24 million rows, and {local[1]} times" in said

@@ -153,7 +153,7 @@ def running_cluster(world: World) -> Iterator[Cluster]:
         yield cluster
     finally:
         for process in (*cluster.workers.values(), scheduler, prefect):
-            process.kill()  # Each would take seconds to say goodbye to those that end as well.
+            process.kill()  # To stop one takes seconds: it waits for others, which end as well.
 
 
 def _made(folder: Path) -> Path:

@@ -29,7 +29,7 @@ from pipeline.ingest.pieces import FindPiece, PieceFound, PieceReader
 from pipeline.ingest.ranges import Cutting, whole_file
 from pipeline.ingest.rows import Found
 from pipeline.ingest.store import IngestStore, SourceFile
-from pipeline.ingest.texts import Look, look_at
+from pipeline.ingest.texts import Look, read_texts
 from pipeline.ingest.workers import LocalWorkers
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
@@ -185,8 +185,9 @@ NUMBERS = [
 )
 def test_parts_of_a_column_look_like_the_whole(texts: list[str], at: int) -> None:
     column = pl.Series("x", [text or None for text in texts], dtype=pl.String)
-    merged = look_at(column[:at]).merged(look_at(column[at:]))
-    assert merged.dtype == look_at(column).dtype == plain_type(column)
+    whole, before, after = (read_texts(part)[0] for part in (column, column[:at], column[at:]))
+    merged = before.merged(after)
+    assert merged.dtype == whole.dtype == plain_type(column)
     assert merged.merged(Look()) == merged
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import SchemaChangedError
 from pipeline.ingest.contents import ContentError, json_records, typed_columns
 from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
 from pipeline.ingest.schema import MAX_DEPTH, ContradictionError, Types, add_types, decide
-from pipeline.ingest.texts import look_at
+from pipeline.ingest.texts import read_texts
 from pipeline.ingest.values import frame_of_records
 from pipeline.runs.worker.encoding import Compression, FileFormat, write_parquet
 from tests.support.examples import fewer
@@ -208,7 +208,7 @@ def test_values_of_json_that_fit_are_taken() -> None:
     ],
 )
 def test_whole_numbers_of_csv_never_become_floats(values: list[str], kind: pl.DataType) -> None:
-    assert look_at(pl.Series("x", values)).dtype == kind
+    assert read_texts(pl.Series("x", values))[0].dtype == kind
 
 
 @pytest.mark.parametrize(

@@ -237,5 +237,6 @@ def _problem(table_log: TableLog, file: _StoredFile) -> str | None:
     elif not has_digest(data, file.sha256):
         return f"{uri} has another checksum than the manifest says"
     actual = pq.read_metadata(pa.BufferReader(data)).num_rows
-    rows = file.rows
-    return None if actual == rows else f"{uri} has {actual} rows, the manifest says {rows}"
+    if actual != file.rows:
+        return f"{uri} has {actual} rows, the manifest says {file.rows}"
+    return None

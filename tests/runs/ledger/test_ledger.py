@@ -182,7 +182,7 @@ def test_what_never_changes_is_read_once() -> None:
     run = run_of(Storage({"s3": backend}, AT_ONCE), PLAN)
     backend.calls.clear()
     assert run.ledger.record() == run.again(run.storage).ledger.record()
-    assert backend.calls == ["get"], "whoever has stored it knows it"
+    assert backend.calls == ["get"], "the ledger that stored it has it"
     assert run.ledger.published() is None
     backend.calls.clear()
     assert run.ledger.published() is None, "another driver may have published it meanwhile"
