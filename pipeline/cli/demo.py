@@ -87,7 +87,16 @@ def _show_next(job: Job, stack: _Stack) -> None:
         say("\nThe services keep running, until you stop them: chunkmap down")
     if stack.is_local:
         commands = commands | env if stack.stays else up | commands
-    show_commands(commands)
+    show_commands({**_on_path(Path(sys.executable).parent), **commands})
+
+
+def _on_path(programs: Path) -> dict[str, str]:
+    """Return the command that makes `chunkmap` known to the shell, unless it is."""
+    if shutil.which("chunkmap"):
+        return {}
+    here = Path.cwd()
+    folder = f"$PWD/{programs.relative_to(here)}" if programs.is_relative_to(here) else programs
+    return {f'export PATH="{folder}:$PATH"': "let this shell find the commands"}
 
 
 def _note(text: str) -> None:

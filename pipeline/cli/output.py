@@ -84,7 +84,7 @@ def bad(text: str, console: Console = out) -> None:
 
 
 def show_commands(commands: Mapping[str, str]) -> None:
-    """Print the commands to go on with, each with what it does, ready to be copied."""
+    """Print the next commands, each with what it does, ready to be copied."""
     say("Next:", mark="\n[bold]")
     width = max(map(len, commands))
     for command, purpose in commands.items():
