@@ -26,7 +26,8 @@ def test_commands_that_the_shell_does_not_find_are_made_known(
         ["sh", "-c", f"{command}; chunkmap"], capture_output=True, text=True, check=True
     )
     assert said.stdout == "found\n"
-    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert [*_on_path(programs)] == [f'export PATH="{programs}:$PATH"']
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}/usr/bin")
     assert _on_path(programs) == {}
