@@ -57,6 +57,9 @@ is waited for later."""
 PREFECT_RETRIES = 1
 """Retries of a request to Prefect. With Prefect's default, 5, each request to an unavailable server
 takes a minute."""
+DEPLOY_RETRIES = 5
+"""Retries of a request of a deploy, which has nothing but the server to write to: a busy server
+answers 503 for as long as its database is locked. As Prefect's default, they wait for a minute."""
 
 
 def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan:
@@ -274,7 +277,7 @@ def launch_deploy(deployed: Deployed, settings: Settings, **options: bool) -> De
     api_url = connect(settings.prefect)
     from pipeline.flows.deploy.deploy import DeployOptions, deploy
 
-    with talking_to(api_url, PREFECT_RETRIES):
+    with talking_to(api_url, DEPLOY_RETRIES):
         return deploy(deployed, DeployOptions(**options))
 
 

@@ -23,6 +23,7 @@ import yaml
 from pipeline.config.deploy_file import read_deployed
 from pipeline.flows.deadline import check_later
 from pipeline.flows.deploy.deploy import DeployOptions, deploy
+from pipeline.flows.launch import DEPLOY_RETRIES
 from pipeline.flows.server import talking_to
 from pipeline.runs.backfill.dead_drivers import DEAD_SECONDS
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
@@ -99,7 +100,7 @@ class Project:
         with pytest.MonkeyPatch.context() as patch:
             for key, value in access.items():
                 patch.setenv(key, value)
-            with talking_to(access["PREFECT_API_URL"], 3):
+            with talking_to(access["PREFECT_API_URL"], DEPLOY_RETRIES):
                 result = deploy(deployed, DeployOptions(remove=remove))
         return [(change.action, change.kind, change.name) for change in result.changes]
 
@@ -518,7 +519,7 @@ def test_a_check_after_the_start_is_scheduled_once(project: Project, world: Worl
         for key, value in access.items():
             patch.setenv(key, value)
         patch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", deadline["id"])
-        with talking_to(access["PREFECT_API_URL"], 3):
+        with talking_to(access["PREFECT_API_URL"], DEPLOY_RETRIES):
             for _ in range(2):
                 check_later(start + timedelta(hours=2), start)
     body = {"deployments": {"id": {"any_": [deadline["id"]]}}, "limit": 200}
