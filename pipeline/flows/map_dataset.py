@@ -217,7 +217,7 @@ class PrefectOrchestrator(Orchestrator):
     """What the batches of the run need of workers."""
     _artifact: UUID | None = None
     _request: Thread | None = None
-    _updated: float = 0.0
+    _updated: float = field(default_factory=time.monotonic)
 
     @property
     @override

@@ -20,10 +20,14 @@ def import_renderers() -> None:
 
 def render_html(report: RunReport) -> str:
     """Render the report as one HTML page that loads nothing; 100,000 chunks take seconds."""
+    from altair.utils.schemapi import debug_mode
+
+    from pipeline.report.charts import VALIDATED
     from pipeline.report.page import render_page
     from pipeline.report.run_page import build_page
 
-    return render_page(build_page(report))
+    with debug_mode(VALIDATED):  # Otherwise Altair validates each part of a chart as it is made.
+        return render_page(build_page(report))
 
 
 def render_json(report: RunReport) -> str:

@@ -215,6 +215,7 @@ class MapStage:
         while not batcher.is_done or in_flight:
             if not self.is_paused():
                 self.batches += in_flight.fill(batcher)
+            self._report()
             for outcome in in_flight.wait_completed(1.0):
                 self._handle(outcome)
                 if outcome.result is not None and outcome.result.left:
@@ -222,7 +223,6 @@ class MapStage:
             if batcher.is_done:
                 in_flight.resubmit_stragglers(self.limits.seconds)
             self._counter.count_if_due(in_flight)
-            self._report()
             self._counter.compact_if_due()
             if self.stopped or self._too_many_failures():
                 return
