@@ -130,9 +130,13 @@ def launch(
     listen("start", None)
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
+    from prefect.settings import get_current_settings
+
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
 
-    flow: Any = map_dataset.with_options(task_runner=_runner(settings))
+    # Nothing is stored there. If no storage is named, Prefect asks its server for one, twice.
+    storage = get_current_settings().results.local_storage_path
+    flow: Any = map_dataset.with_options(task_runner=_runner(settings), result_storage=storage)
     plan = early or BackgroundPlan(
         lambda: plan_early(job, settings, open_storage(settings), resume)
     )
