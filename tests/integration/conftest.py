@@ -1,17 +1,14 @@
 """One stack for all tests that give commands, however many processes they run in."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.integration.world import World, shared
+from tests.servers.sharing import common_folder
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-world"
-    folder.mkdir(exist_ok=True)
-    with shared(folder) as one:
+    with shared(common_folder(tmp_path_factory, "shared-world")) as one:
         yield one

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
 from typing import Any
 
 import pytest
+import s3fs
 
-from benchmarks.micro.planning_server import BUCKET, Server, filesystem, serve, weed
 from partitioning import FsspecReader, ObjectInfo, PlanRequest, TailRequest, plan_dataset
+from tests.servers.fixtures import seaweedfs  # noqa: F401
+from tests.servers.launching import Server
 from tests.support.stores import ids, parquet
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(weed() is None, reason="SeaweedFS is not installed"),
-]
+pytestmark = pytest.mark.integration
 
 # SeaweedFS turns `a//b` into `a/b`: double slashes are proven on the stores in memory.
 KEYS = [
@@ -24,24 +23,29 @@ KEYS = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("seaweed")) as running:
-        yield running
+def fs(seaweedfs: Server) -> Any:  # noqa: F811
+    return s3fs.S3FileSystem(
+        key=seaweedfs.key_id,
+        secret=seaweedfs.secret,
+        endpoint_url=seaweedfs.endpoint,
+        client_kwargs={"region_name": "us-east-1"},
+        use_listings_cache=False,
+    )
 
 
-@pytest.fixture(scope="module")
-def fs(server: Server) -> Any:
-    return filesystem(server)
+@pytest.fixture
+def folder(seaweedfs: Server) -> str:  # noqa: F811
+    return f"{seaweedfs.bucket}/{uuid.uuid4().hex}"
 
 
-def test_odd_keys_survive_exactly(fs: Any) -> None:
+def test_odd_keys_survive_exactly(fs: Any, folder: str) -> None:
     objects = {}
     for number, key in enumerate(KEYS):
         data = parquet(ids(number * 5, number * 5 + 5), 2)
-        fs.pipe_file(f"{BUCKET}/odd/{key}", data)
-        objects[f"s3://{BUCKET}/odd/{key}"] = data
+        fs.pipe_file(f"{folder}/odd/{key}", data)
+        objects[f"s3://{folder}/odd/{key}"] = data
     reader = FsspecReader(fs)
-    plan = plan_dataset(PlanRequest(f"s3://{BUCKET}/odd", per_file=True), reader).plan
+    plan = plan_dataset(PlanRequest(f"s3://{folder}/odd", per_file=True), reader).plan
     found = [chunk.fragments[0] for chunk in plan.chunks()]
     assert [f.uri for f in found] == sorted(objects)
     assert [f.size for f in found] == [len(objects[f.uri]) for f in found]
@@ -50,14 +54,14 @@ def test_odd_keys_survive_exactly(fs: Any) -> None:
         assert [c.fragments[0].uri for c in alone.chunks()] == [uri]
 
 
-def test_a_footer_is_of_the_listed_version_or_refused(fs: Any) -> None:
-    path = f"{BUCKET}/versions/a.parquet"
+def test_a_footer_is_of_the_listed_version_or_refused(fs: Any, folder: str) -> None:
+    path = f"{folder}/a.parquet"
     fs.pipe_file(path, parquet(ids(0, 5)))
     reader = FsspecReader(fs)
     old = reader.head(f"s3://{path}")
     fs.pipe_file(path, parquet(ids(5, 10)))
     new = reader.head(f"s3://{path}")
-    lost = ObjectInfo(f"s3://{BUCKET}/versions/none.parquet", old.etag, 10)
+    lost = ObjectInfo(f"s3://{folder}/none.parquet", old.etag, 10)
     requests = [TailRequest(info, 8) for info in (old, new, lost)]
     tails = {t.object: t for t in reader.read_tails(requests, 4)}
     assert (tails[new].data or b"")[-4:] == b"PAR1"
@@ -66,12 +70,12 @@ def test_a_footer_is_of_the_listed_version_or_refused(fs: Any) -> None:
     assert "FileNotFoundError" in str(tails[lost].error)
 
 
-def test_a_new_listing_is_not_an_old_one_from_a_cache(fs: Any) -> None:
+def test_a_new_listing_is_not_an_old_one_from_a_cache(fs: Any, folder: str) -> None:
     reader = FsspecReader(fs)
-    request = PlanRequest(f"s3://{BUCKET}/growing/")
-    fs.pipe_file(f"{BUCKET}/growing/a.parquet", parquet(ids(0, 5)))
+    request = PlanRequest(f"s3://{folder}/")
+    fs.pipe_file(f"{folder}/a.parquet", parquet(ids(0, 5)))
     first = plan_dataset(request, reader).plan
-    fs.pipe_file(f"{BUCKET}/growing/b.parquet", parquet(ids(5, 10)))
+    fs.pipe_file(f"{folder}/b.parquet", parquet(ids(5, 10)))
     second = plan_dataset(request, reader, previous=first)
-    assert second.changes.added == (f"s3://{BUCKET}/growing/b.parquet",)
+    assert second.changes.added == (f"s3://{folder}/b.parquet",)
     assert (second.plan.rows, second.explain.footers_read) == (10, 1)

@@ -1,4 +1,4 @@
-"""Session fixtures of the servers; a conftest imports them. Each xdist worker starts its own."""
+"""Session fixtures of the servers; a conftest imports them. All processes of tests share them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import pytest
 from tests.conftest import CONTRACT_KEYS
 from tests.servers import launching
 from tests.servers.launching import Server
+from tests.servers.sharing import shared
 
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with launching.moto(tmp_path_factory.mktemp("moto")) as server:
+    with shared(tmp_path_factory, "moto") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with launching.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+    with shared(tmp_path_factory, "seaweedfs") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with launching.ministack(tmp_path_factory.mktemp("ministack")) as server:
+    with shared(tmp_path_factory, "ministack") as server:
         yield server
 
 

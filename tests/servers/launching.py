@@ -32,6 +32,8 @@ READER = ("READER0123456789", "only-reads-and-lists")
 """Credentials that SeaweedFS lets read and list, and nothing else."""
 START_SECONDS = 60.0
 TRIES = 3
+_RUNNING: list[subprocess.Popen[bytes]] = []
+"""Python warns of a process that runs when its object is collected."""
 
 
 @dataclass(frozen=True)
@@ -117,29 +119,33 @@ def _empty(client: Any, bucket: str) -> None:
 
 
 @contextmanager
-def moto(folder: Path) -> Iterator[Server]:
-    """Moto: checks no signatures, loses its state; quick, and right for unit tests."""
-    with _first_that_starts(folder, "moto", _moto) as server:
-        yield server
-
-
-@contextmanager
 def seaweedfs(folder: Path, identities: str | None = None) -> Iterator[Server]:
-    """SeaweedFS, as the embedded stack starts it: real signatures and rights.
+    """Run a SeaweedFS whose first identity may do everything, until the block ends.
 
     Args:
         folder: Of its files.
-        identities: Its configuration, whose first identity may do everything.
+        identities: Its configuration, default one owner and `READER`.
     """
-    with _first_that_starts(folder, "seaweedfs", partial(_seaweedfs, identities)) as server:
+    server, process = _start(folder, "seaweedfs", partial(_seaweedfs, identities))
+    try:
         yield server
+    finally:
+        _end(process)
 
 
-@contextmanager
-def ministack(folder: Path) -> Iterator[Server]:
-    """MiniStack: clean in every race, byte-order listings, any key; checks no signatures."""
-    with _first_that_starts(folder, "ministack", _ministack) as server:
-        yield server
+def start(folder: Path, name: str) -> Server:
+    """Start a server that runs on when this process ends; see tests/servers/sharing.py.
+
+    Args:
+        folder: Of its files.
+        name: `moto` (checks no signatures, loses its state; quick, and right for unit tests),
+            `seaweedfs` (as the embedded stack starts it: real signatures and rights) or `ministack`
+            (clean in every race, byte-order listings, any key; checks no signatures).
+    """
+    prepare = {"moto": _moto, "seaweedfs": partial(_seaweedfs, None), "ministack": _ministack}
+    server, process = _start(folder, name, prepare[name])
+    _RUNNING.append(process)
+    return server
 
 
 @dataclass(frozen=True)
@@ -197,9 +203,8 @@ def _seaweedfs(identities: str | None, folder: Path) -> _Start:
     )
 
 
-@contextmanager
-def _first_that_starts(folder: Path, name: str, prepare: Any) -> Iterator[Server]:
-    """Start, with other ports if somebody took ours between looking and binding."""
+def _start(folder: Path, name: str, prepare: Any) -> tuple[Server, subprocess.Popen[bytes]]:
+    """Start a server, with other ports if somebody took ours between looking and binding."""
     for again in range(TRIES):
         own = folder / str(again)
         own.mkdir(parents=True)
@@ -216,14 +221,15 @@ def _first_that_starts(folder: Path, name: str, prepare: Any) -> Iterator[Server
             )
         endpoint = f"http://{HOST}:{start.port}"
         server = Server(name, endpoint, start.key_id, start.secret, process.pid)
-        try:
-            if _has_started(server, process):
-                yield server
-                return
-        finally:
-            process.kill()  # It has nothing to keep, and could take seconds to end.
-            process.wait()
+        if _has_started(server, process):
+            return server, process
+        _end(process)
     raise RuntimeError(f"{name} did not start: {(own / 'server.log').read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # It has nothing to keep, and could take seconds to end.
+    process.wait()
 
 
 def _has_started(server: Server, process: subprocess.Popen[bytes]) -> bool:

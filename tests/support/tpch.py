@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.servers.sharing import common_folder
+
 
 def lineitem(factory: pytest.TempPathFactory) -> Path:
     """A folder of four files, as tpchgen-cli writes them at scale factor 1."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-tpch"
-    folder.mkdir(exist_ok=True)
+    folder = common_folder(factory, "shared-tpch")
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "made").exists():

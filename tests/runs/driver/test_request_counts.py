@@ -34,7 +34,8 @@ def sent() -> dict[str, float]:
 def test_every_request_is_counted_once(
     seaweedfs: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seaweedfs.client().create_bucket(Bucket="counts")
+    client = seaweedfs.client()
+    client.create_bucket(Bucket="counts")
     for name, value in {
         "CHUNKMAP_S3__ENDPOINT_URL": seaweedfs.endpoint,
         "CHUNKMAP_S3__ACCESS_KEY_ID": seaweedfs.key_id,
@@ -52,7 +53,8 @@ def test_every_request_is_counted_once(
         ids = pl.int_range(number * 200_000, (number + 1) * 200_000, eager=True).shuffle(number)
         file = tmp_path / "part.parquet"
         pl.DataFrame({"id": ids, "twice": ids * 2}).write_parquet(file, compression="uncompressed")
-        seaweedfs.client().upload_file(str(file), "counts", f"in/{number}.parquet")
+        client.upload_file(str(file), "counts", f"in/{number}.parquet")
+    client.close()
     settings = load_settings()
     job = Job.model_validate(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,21 +26,23 @@ CHUNKS = 150
 
 
 def test_a_throttled_run_lowers_its_requests_and_completes(
-    moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seaweedfs: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moto.client().create_bucket(Bucket="busy")
-    file = tmp_path / "part.parquet"
+    client = seaweedfs.client()
+    client.create_bucket(Bucket="busy")
+    file = io.BytesIO()
     pl.DataFrame({"id": range(10)}).write_parquet(file)
     for number in range(CHUNKS):
-        moto.client().upload_file(str(file), "busy", f"in/{number:03d}.parquet")
+        client.put_object(Bucket="busy", Key=f"in/{number:03d}.parquet", Body=file.getvalue())
+    client.close()
     (tmp_path / "busy_transforms.py").write_text("def same(frame):\n    return frame\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with running_proxy(urlsplit(moto.endpoint).port or 80) as proxy:
+    with running_proxy(urlsplit(seaweedfs.endpoint).port or 80) as proxy:
         for name, value in {
             "CHUNKMAP_S3__ENDPOINT_URL": proxy.endpoint("driver"),
-            "CHUNKMAP_S3__ACCESS_KEY_ID": moto.key_id,
-            "CHUNKMAP_S3__SECRET_ACCESS_KEY": moto.secret,
+            "CHUNKMAP_S3__ACCESS_KEY_ID": seaweedfs.key_id,
+            "CHUNKMAP_S3__SECRET_ACCESS_KEY": seaweedfs.secret,
             "CHUNKMAP_S3__REGION": "us-east-1",
             "CHUNKMAP_STATE_DIR": str(tmp_path / "state"),
             "CHUNKMAP_TRANSFORMS__ALLOW": '["busy_transforms"]',
