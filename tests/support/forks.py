@@ -8,10 +8,12 @@ what an import does.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -46,6 +49,8 @@ FLOWS = (
 START_SECONDS = 120.0
 """Seconds that the first one may take, whose imports come before."""
 _SIZE = "!I"
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+"""What all processes of `pytest -n` have in common."""
 
 
 class Forked:
@@ -94,27 +99,15 @@ class Forked:
 
 
 class Forks:
-    """A process of this one that forks others."""
+    """A connection to a process that forks others."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, kind: str, names: tuple[str, ...]) -> None:
         self._sending = Lock()
-        self._ours, theirs = socket.socketpair()
-        code = _SERVER.format(theirs.fileno(), names)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            env={**os.environ, "PYTHONPATH": REPOSITORY},
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )
-        theirs.close()
+        address = Path(tempfile.gettempdir(), f"chunkmap-forks-{_RUN}-{kind}")
+        self._process = _server(address, names)
+        self._ours = _connected(address)
         self.descriptor = self._ours.fileno()
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        """End the process, which does so when nobody can ask it for anything any more."""
-        self._ours.close()
-        self._process.wait()
+        atexit.register(self._ours.close)
 
     def start(
         self, code: str, arguments: tuple[str, ...], folder: str, variables: Mapping[str, str],
@@ -132,10 +125,46 @@ class Forks:
         return Forked(ours)
 
 
+def _server(address: Path, names: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+    """Start the process, unless another process of the tests has: to import takes it seconds.
+
+    It ends when nobody can ask it for anything any more.
+    """
+    with socket.socket(socket.AF_UNIX) as listening:
+        try:
+            listening.bind(str(address))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return None
+        listening.listen()
+        home = f"{address}-prefect"
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _SERVER.format(listening.fileno(), names)],
+            env={**os.environ, "PYTHONPATH": REPOSITORY, "PREFECT_HOME": home},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listening.fileno(),),
+            start_new_session=True,
+        )
+
+
+def _connected(address: Path) -> socket.socket:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        ours = socket.socket(socket.AF_UNIX)
+        try:
+            ours.connect(str(address))
+            return ours
+        except (ConnectionRefusedError, FileNotFoundError):
+            ours.close()
+            assert time.monotonic() < deadline, f"nobody listens at {address}"
+            time.sleep(0.01)  # Another process is between binding it and listening.
+
+
 @cache
 def forks(*, flows: bool = False) -> Forks:
-    """Return the process that forks others for this one; it may have imported Prefect and Dask."""
-    return Forks(FLOWS if flows else IMPORTED)
+    """Return the process that forks others for the tests; it may have imported Prefect and Dask."""
+    return Forks("flows", FLOWS) if flows else Forks("plain", IMPORTED)
 
 
 class Running:
@@ -301,26 +330,43 @@ def _serve(descriptor: int, names: tuple[str, ...]) -> str:
     unwanted = {"pipeline.cli"} if names == FLOWS else NOT_IMPORTED
     assert not unwanted & sys.modules.keys()
     gc.freeze()  # Collections in the forks leave what was imported alone.
-    theirs = socket.socket(fileno=descriptor)
+    listening = socket.socket(fileno=descriptor)
+    address = listening.getsockname()
+    clients: list[socket.socket] = []
     while True:
-        mark, descriptors, _, _ = socket.recv_fds(theirs, struct.calcsize(_SIZE), 4)
-        with suppress(ChildProcessError):  # Their processor time counts as this process's.
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not mark:
-            os._exit(0)
-        job = _received(theirs, struct.unpack(_SIZE, mark)[0])
-        if os.fork() == 0:
-            theirs.close()
-            return _child(job, *descriptors)
-        for each in descriptors:
-            os.close(each)
+        for ready in select.select([listening, *clients], [], [])[0]:
+            if ready is listening:
+                clients.append(listening.accept()[0])
+                continue
+            mark, descriptors, _, _ = socket.recv_fds(ready, struct.calcsize(_SIZE), 4)
+            with suppress(ChildProcessError):  # Their processor time counts as this process's.
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if not mark:
+                ready.close()
+                clients.remove(ready)
+                continue
+            job = _received(ready, struct.unpack(_SIZE, mark)[0])
+            if os.fork() == 0:
+                for end in (listening, *clients):
+                    end.close()
+                return _child(job, *descriptors)
+            for each in descriptors:
+                os.close(each)
+        if not clients:
+            # Whoever comes now starts another one; whoever came before this is served.
+            with suppress(FileNotFoundError):
+                os.unlink(address)
+            if not select.select([listening], [], [], 0)[0]:
+                shutil.rmtree(f"{address}-prefect", ignore_errors=True)
+                os._exit(0)
 
 
 def _received(theirs: socket.socket, size: int) -> bytes:
+    """Return what was sent, or less of it if the sender has ended."""
     data = b""
-    while len(data) < size:
-        data += theirs.recv(size - len(data))
+    while len(data) < size and (more := theirs.recv(size - len(data))):
+        data += more
     return data
 
 
