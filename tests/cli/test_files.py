@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,20 @@ from pipeline.config.settings import load_settings
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
-from tests.cli.test_command_line import COMMAND
-from tests.support.forks import MAIN, REPOSITORY
+from tests.support import forks
 
-LOWERED = () if os.getuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-"""What makes permissions count for root, too."""
-
-pytestmark = pytest.mark.skipif(
-    bool(LOWERED) and shutil.which("setpriv") is None, reason="needs setpriv"
-)
+LOWERED = """
+import ctypes, os
+if os.getuid() == 0:  # Permissions count for root, too, and for what it starts.
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        assert libc.prctl(24, capability) == 0  # PR_CAPBSET_DROP
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for number in (0, 1):  # those in effect, and those permitted
+        sets[number] &= ~0b110
+    assert libc.capset(header, sets) == 0
+"""
 
 
 @pytest.fixture
@@ -49,15 +53,8 @@ def shop(tmp_path: Path) -> Iterator[Path]:
 
 
 def give(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*LOWERED, *COMMAND, MAIN, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": REPOSITORY, **more},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    variables = {**os.environ, "PYTHONPATH": forks.REPOSITORY, **more}
+    return forks.give(*arguments, code=LOWERED + forks.MAIN, cwd=folder, variables=variables)
 
 
 @pytest.mark.parametrize("command", ["up", "init", "down"])

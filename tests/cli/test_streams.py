@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from tests.cli.test_command_line import COMMAND
-from tests.support.forks import MAIN, REPOSITORY
+from tests.support.forks import MAIN, REPOSITORY, program
 
 TALKS = """
 import os, sys
@@ -55,9 +55,23 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line in which `chunkmap` is the command."""
+def shell(
+    folder: Path, line: str, *, own: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a line in which `chunkmap` is the command.
+
+    Args:
+        folder: Its folder.
+        line: The line.
+        own: Whether the command has an interpreter of its own, whose streams are made from these.
+        environment: Further variables.
+    """
     command = " ".join([*COMMAND, f"'{MAIN}'"])
+    inherited: tuple[int, ...] = ()
+    if not own:
+        command = str(folder / "chunkmap")
+        variables, descriptor = program(folder / "chunkmap", MAIN, flows=False)
+        environment, inherited = {**environment, **variables}, (descriptor,)
     return subprocess.run(
         ["bash", "-c", f'chunkmap() {{ {command} "$@"; }}; {line}'],
         cwd=folder,
@@ -66,6 +80,7 @@ def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedPr
         text=True,
         timeout=60,
         check=False,
+        pass_fds=inherited,
     )
 
 
@@ -109,8 +124,8 @@ def test_progress_that_cannot_be_written_is_no_failure(shop: Path) -> None:
 
 
 def test_closed_streams_are_no_failure(shop: Path) -> None:
-    assert shell(shop, "chunkmap check job.yaml >&-").returncode == 0
-    said = shell(shop, "chunkmap check job.yaml --json 2>&-")
+    assert shell(shop, "chunkmap check job.yaml >&-", own=True).returncode == 0
+    said = shell(shop, "chunkmap check job.yaml --json 2>&-", own=True)
     assert said.returncode == 0
     assert json.loads(said.stdout)["rows_in"] == 2
 
@@ -118,7 +133,7 @@ def test_closed_streams_are_no_failure(shop: Path) -> None:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["plan job.yaml --explain", "check job.yaml", "nosuch", "-h"])
 def test_a_terminal_that_knows_ascii_alone(shop: Path, command: str) -> None:
-    said = shell(shop, f"chunkmap {command}", PYTHONIOENCODING="ascii")
+    said = shell(shop, f"chunkmap {command}", own=True, PYTHONIOENCODING="ascii")
     assert "Traceback" not in said.stderr and "UnicodeEncodeError" not in said.stderr
     assert said.returncode == (2 if command == "nosuch" else 0)
     if command.startswith("plan"):
