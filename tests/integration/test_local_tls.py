@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from pipeline.cluster.certificates import make
 from pipeline.cluster.local import credentials, services
 from pipeline.cluster.reachability import connect_scheduler
 from pipeline.cluster.task_runner import task_runner
-from pipeline.cluster.tls import security_of
 from pipeline.cluster.versions import check_versions
 from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError, SettingsError
@@ -21,12 +19,6 @@ from pipeline.errors import EngineUnavailableError, SettingsError
 def settings(folder: Path) -> DaskSettings:
     tls = {"ca": folder / "ca.pem", "cert": folder / "worker.pem", "key": folder / "worker-key.pem"}
     return DaskSettings.model_validate({"workers": 1, "tls": tls})
-
-
-def own_variables() -> dict[str, str]:
-    """This process's variables, but for those that Dask itself sets."""
-    names = ("AWS_", "CHUNKMAP_", "POLARS_", "PREFECT_")
-    return {name: value for name, value in os.environ.items() if name.startswith(names)}
 
 
 @pytest.mark.long
@@ -60,21 +52,6 @@ def test_the_stacks_workers_may_import_what_its_starter_allows(
     launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path / "users"), 3333)
     assert launch.environment["CHUNKMAP_TRANSFORMS__ALLOW"] == '["shop"]'
     assert "CHUNKMAP_PREFECT__API_URL" not in launch.environment
-
-
-@pytest.mark.integration
-def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Path) -> None:
-    make(tmp_path)
-    before = own_variables()
-    with task_runner(DaskSettings(workers=1), {"AWS_REGION": "for-workers"}) as runner:
-        address = runner.client.scheduler.address
-        assert address.startswith("tls://127.0.0.1:")
-        assert runner.client.submit(sum, (40, 2)).result() == 42
-        with pytest.raises(EngineUnavailableError):
-            connect_scheduler(address.replace("tls://", "tcp://"), 5).close()
-        with pytest.raises(EngineUnavailableError):
-            connect_scheduler(address, 5, security_of(settings(tmp_path).tls)).close()
-    assert own_variables() == before, "variables of the workers, secrets among them, stay behind"
 
 
 def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
