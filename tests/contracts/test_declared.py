@@ -2,6 +2,8 @@
 
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -12,6 +14,12 @@ from tests.contracts.source import ROOT, imports_of, python_files
 
 PEERS = ROOT / "benchmarks" / "peers"
 OURS = {"chunkmap", "partitioning", "pipeline", "benchmarks"}
+
+
+@cache
+def _providers() -> Mapping[str, list[str]]:
+    """Distributions by module: to read all their lists of files takes seconds."""
+    return metadata.packages_distributions()
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -43,7 +51,6 @@ def test_imports_are_declared(folder: str, extras: tuple[str, ...]) -> None:
     declared = _names(project["dependencies"])
     for extra in extras:
         declared |= _names(project["optional-dependencies"][extra])
-    provided_by = metadata.packages_distributions()
     missing = set()
     for path in python_files(folder):
         if path.is_relative_to(PEERS):
@@ -52,7 +59,7 @@ def test_imports_are_declared(folder: str, extras: tuple[str, ...]) -> None:
             top = target.partition(".")[0]
             if top in OURS or top in sys.stdlib_module_names:
                 continue
-            providers = {canonicalize_name(name) for name in provided_by.get(top, [])}
+            providers = {canonicalize_name(name) for name in _providers().get(top, [])}
             if not providers & declared:
                 missing.add(f"{path.relative_to(ROOT)}:{line} imports {top}")
     assert not missing, "\n".join(sorted(missing))
