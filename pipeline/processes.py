@@ -1,10 +1,11 @@
-"""Exit without waiting, remember a Ctrl-C, and identify processes by id and start time.
+"""Exit without waiting, remember a Ctrl-C, identify processes, and freeze their imports.
 
 A process id alone is not unique, since ids are reused; with the start time it is.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,15 @@ from types import FrameType
 
 _at_once = False
 _interrupted = False
+
+
+def freeze_imports() -> None:
+    """Let the garbage collector skip what is imported by now, and stays.
+
+    To look through what a worker imports takes a tenth of a second each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from typing import Any
@@ -22,6 +21,7 @@ def dask_setup(worker: Any) -> None:
     from pipeline.cluster.graceful_worker import GracefulWorker
     from pipeline.config.settings import load_settings
     from pipeline.logs import PrintedLines, set_up
+    from pipeline.processes import freeze_imports
 
     logs = load_settings().logs
     set_up(logs.format, logs.level)
@@ -29,6 +29,4 @@ def dask_setup(worker: Any) -> None:
         sys.stdout = PrintedLines()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-    # What is imported by now stays. Looking through it for garbage takes 0.1 seconds each time.
-    gc.collect()
-    gc.freeze()
+    freeze_imports()

@@ -28,12 +28,17 @@ MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    "_RJEM_MALLOC_CONF": "dirty_decay_ms:5000,muzzy_decay_ms:0",
 }
 """Arenas of the C library, and thresholds in bytes above which it returns memory to the system.
 With Dask's 64 KiB, the pages of the buffers that each chunk uses again were mapped and cleared each
 time, a sixth of a worker's CPU time. They bound the memory kept per arena. By default there are
 eight arenas per core, and a buffer of each chunk is in another: a worker kept 40 MB more after 64
-chunks, 80 MB after 192. Polars has its own allocator."""
+chunks, 80 MB after 192.
+
+Polars has an allocator of its own, jemalloc, which returns free pages after half a second: each
+chunk has its pages mapped and cleared again, a twelfth of a worker's CPU time. Within five seconds
+the next chunk uses them (15 MB more at the peak)."""
 NO_WORKERS_SECONDS = 120.0
 """Seconds that a run waits for a worker when there is none."""
 NANNY_BYTES = 192 << 20
@@ -65,7 +70,7 @@ DASK: dict[str, Any] = {
                 "target": False,
                 "spill": False,
                 # A paused worker would wait for tasks to free memory, and has none. (Polars'
-                # allocator returns pages to the system a second or two after they are freed.)
+                # allocator returns pages to the system within five seconds after they are freed.)
                 "pause": False,
                 # Just below the limit the nanny restarts the worker, and the batch is split until
                 # the chunk that caused it is alone; the kernel would kill an arbitrary process.

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.config.settings import Settings, adopt_settings
 from pipeline.errors import RunFailedError
 from pipeline.logs import PrintedLines, set_up
+from pipeline.processes import freeze_imports
 from pipeline.runs.transforms.user_code import describe
 from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.runs.worker.reduce import Step, reduce_step
@@ -56,6 +57,7 @@ def _begin(settings: Settings) -> None:
     adopt_settings(settings)
     set_up(settings.logs.format, "warning")
     sys.stdout = PrintedLines()
+    freeze_imports()
 
 
 def _answer(call: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
