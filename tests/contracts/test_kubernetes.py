@@ -1,17 +1,23 @@
-"""conf/kubernetes.yaml, as far as it can be checked without a cluster."""
+"""conf/kubernetes.yaml against dask-kubernetes itself, without a cluster."""
 
+import inspect
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import dask_kubernetes.operator
+import jsonschema  # type: ignore[import-untyped]
 import pytest
+import yaml
+from dask_kubernetes.operator import make_cluster_spec
 
 from pipeline.config.settings import Settings, load_settings
 from tests.contracts.source import ROOT
 
+CHART = Path(dask_kubernetes.operator.__file__).parent / "deployment/helm/dask-kubernetes-operator"
+"""What installs the operator in a cluster."""
 GRACE_SECONDS = 30
 """What Kubernetes gives a pod by default."""
 
@@ -51,14 +57,24 @@ def test_its_variables_are_settings(
     assert there.prefect.api_url is None
 
 
+@pytest.fixture
+def cluster(settings: Settings) -> dict[str, Any]:
+    """The resource that dask-kubernetes makes of the settings, for its operator."""
+    known = inspect.signature(make_cluster_spec).parameters
+    kwargs = settings.dask.cluster_kwargs
+    spec: dict[str, Any] = make_cluster_spec(**{k: v for k, v in kwargs.items() if k in known})
+    return spec
+
+
 def test_the_workers_command_takes_what_the_operator_adds(
-    settings: Settings, tmp_path: Path
+    cluster: dict[str, Any], tmp_path: Path
 ) -> None:
-    _, *command = settings.dask.cluster_kwargs["worker_command"]
-    added = shlex.split("--name w-1 --dashboard --dashboard-address 8788")
+    [container] = cluster["spec"]["worker"]["spec"]["containers"]
+    python, *command = container["args"]
+    assert (python, command[0]) == ("python", "-P")
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("CHUNKMAP_", "DASK_"))}
     done = subprocess.run(
-        [sys.executable, *command, *added],
+        [sys.executable, *command],
         cwd=tmp_path,
         env={**bare, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -70,10 +86,33 @@ def test_the_workers_command_takes_what_the_operator_adds(
     assert "a worker needs the scheduler's address" in done.stderr
 
 
-def test_the_cluster_class_takes_the_arguments(settings: Settings) -> None:
-    import inspect
+def test_the_operators_definition_takes_the_cluster(
+    settings: Settings, cluster: dict[str, Any]
+) -> None:
+    """As the API of Kubernetes checks it: against the definition that the operator installs."""
+    text = (CHART / "crds" / "daskcluster.yaml").read_text("utf-8")
+    [version] = yaml.safe_load(text)["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    jsonschema.validate(cluster, schema)
+    assert cluster["metadata"]["name"] == settings.dask.cluster_kwargs["name"]
+    worker = cluster["spec"]["worker"]
+    assert worker["replicas"] == settings.dask.cluster_kwargs["n_workers"]
+    known = schema["properties"]["spec"]["properties"]["worker"]["properties"]["spec"]
+    fields = known["properties"]["containers"]["items"]["properties"]
+    [container] = worker["spec"]["containers"]
+    assert container.keys() <= fields.keys()
+    for variable in container["env"]:
+        assert variable.keys() <= fields["env"]["items"]["properties"].keys()
+    # And it is a check.
+    broken = {**cluster, "spec": {**cluster["spec"], "worker": {"replicas": "two"}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
 
-    kube = pytest.importorskip("dask_kubernetes.operator")
-    known = inspect.signature(kube.KubeCluster.__init__).parameters
+
+def test_the_cluster_class_takes_the_arguments(settings: Settings) -> None:
+    known = inspect.signature(dask_kubernetes.operator.KubeCluster.__init__).parameters
     assert set(settings.dask.cluster_kwargs) <= set(known)
     assert settings.dask.cluster_class == "dask_kubernetes.operator:KubeCluster"
+    # `chunkmap cluster scale` finds it by its name.
+    found = inspect.signature(dask_kubernetes.operator.KubeCluster.from_name).parameters
+    assert "name" in found and any(p.kind is p.VAR_KEYWORD for p in found.values())
