@@ -19,6 +19,7 @@ from pipeline.cluster.task_runner import check_resources, sharing
 from pipeline.cluster.versions import check_versions
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
+from pipeline.flows.artifacts import BackfillArtifacts
 from pipeline.flows.executor import DaskExecutor, map_batch_task
 from pipeline.flows.lineage import lineage
 from pipeline.flows.lineage_facts import LineageFacts, facts_of_job
@@ -29,6 +30,7 @@ from pipeline.flows.server import flow_run_page, patient
 from pipeline.flows.worker_code import check_code
 from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
+from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.run import Publish
 from pipeline.runs.backfill.store import BackfillStore
@@ -108,12 +110,18 @@ def backfill_flow(output: str, backfill: str) -> Any:
     check_resources(context.task_runner, job.resources)
     check_code(context.task_runner, job, current.settings)
     about = {"backfill": backfill, "job": store.record().job}
+    artifacts = BackfillArtifacts(backfill, store.output)
+
+    def listen(progress: WindowProgress, phase: str) -> None:
+        current.listen(progress, phase)
+        artifacts.update(progress)
+
     driver = BackfillDriver(
         store,
         current.settings,
         PrefectBackfillOrchestrator(store, WorkerNeeds.of(job)),
         current.resume,
-        current.listen,
+        listen,
         publish=reporting_windows(current.publish, about),
     )
     if current.began is not None:
@@ -122,7 +130,10 @@ def backfill_flow(output: str, backfill: str) -> Any:
         facts = partial(_facts, store)
         sends = lineage(current.settings.lineage, store.storage, facts)
         with flow_logs(), reported(BACKFILL, output, about) as complete, sends as done:
-            summary = driver.run()
+            try:
+                summary = driver.run()
+            finally:
+                artifacts.finish()
             done(summary)
             complete(summary)
     except RunCancelledError as error:

@@ -22,9 +22,8 @@ from prefect.states import Completed
 
 from pipeline.config.job import parse_job
 from pipeline.config.settings import load_settings
-from pipeline.flows.event_sender import flush_events
+from pipeline.flows.event_sender import FLUSH_SECONDS, flush_events
 from pipeline.flows.run_events import LATE, RUN, emit
-from pipeline.flows.run_logs import FLUSH_SECONDS
 from pipeline.logs import set_up_driver
 from pipeline.report.humanize import duration
 from pipeline.runs.backfill.scheduled import reason_late

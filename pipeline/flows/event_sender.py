@@ -31,6 +31,8 @@ MAX_WAITING = 20_000
 """Maximum events that wait for an unavailable server; of more, the oldest are dropped."""
 GATHER_SECONDS = 0.2
 """Seconds that the first event waits for others."""
+FLUSH_SECONDS = 3.0
+"""Seconds that a flow run waits at its end for Prefect to take its last lines and events."""
 IDLE_SECONDS = 10.0
 """Seconds without events after which the thread ends; the next event starts another."""
 TRANSIENT_STATUSES = (408, 425, 429, 502, 503, 504)

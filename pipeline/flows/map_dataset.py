@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Thread
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 from prefect.utilities.annotations import quote
 from typing_extensions import override
@@ -30,11 +22,12 @@ from pipeline.cluster.versions import check_versions
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
+from pipeline.flows.artifacts import ArtifactSender
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.lineage import lineage
 from pipeline.flows.lineage_facts import LineageFacts, facts_of_job
 from pipeline.flows.run_events import RUN, reported
-from pipeline.flows.run_logs import FLUSH_SECONDS, flow_logs, masked_errors
+from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
 from pipeline.masking import mask, mask_text
@@ -51,11 +44,6 @@ from pipeline.runs.driver.summary import MapProgress, RunSummary
 from pipeline.runs.worker.reduce import Step
 from pipeline.storage import Storage, open_storage
 from pipeline.table.log import TableLog
-
-ARTIFACT_SECONDS = 5.0
-"""Seconds between two updates of the progress artifact."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -215,9 +203,7 @@ class PrefectOrchestrator(Orchestrator):
 
     needs: WorkerNeeds = field(default_factory=WorkerNeeds)
     """What the batches of the run need of workers."""
-    _artifact: UUID | None = None
-    _request: Thread | None = None
-    _updated: float = field(default_factory=time.monotonic)
+    _artifacts: ArtifactSender | None = None
 
     @property
     @override
@@ -254,22 +240,13 @@ class PrefectOrchestrator(Orchestrator):
 
     @override
     def show_progress(self, run: str, progress: MapProgress) -> None:
+        percent = 100.0 * progress.done / max(1, progress.chunks)
+        text = (
+            f"{progress.done:,} of {plural(progress.chunks, progress.unit)}, "
+            f"{progress.failed:,} failed"
+        )
         is_over = progress.done >= progress.chunks
-        if is_over or time.monotonic() - self._updated >= ARTIFACT_SECONDS:
-            self._updated = time.monotonic()
-            percent = 100.0 * progress.done / max(1, progress.chunks)
-            text = (
-                f"{progress.done:,} of {plural(progress.chunks, progress.unit)}, "
-                f"{progress.failed:,} failed"
-            )
-            self._send(lambda: self._show(f"progress-{run}", percent, text))
-
-    def _show(self, key: str, percent: float, text: str) -> None:
-        if self._artifact is None:
-            artifact: Any = create_progress_artifact(progress=percent, key=key, description=text)
-            self._artifact = artifact
-        else:
-            update_progress_artifact(self._artifact, progress=percent, description=text)
+        self._sender(run).show_progress(percent, text, is_over=is_over)
 
     @override
     def show_checks(self, run: str, results: Sequence[CheckResult]) -> None:
@@ -284,8 +261,7 @@ class PrefectOrchestrator(Orchestrator):
         ]
         outcomes = Counter(result.outcome for result in results)
         found = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
-        self._wait_for_request()
-        self._send(
+        self._sender(run).send(
             lambda: create_table_artifact(
                 mask(rows),
                 key=f"checks-{run}",
@@ -295,31 +271,16 @@ class PrefectOrchestrator(Orchestrator):
 
     @override
     def show_report(self, run: str, report: StoredReport) -> None:
-        self._wait_for_request()
         title = report.markdown.partition("\n")[0].lstrip("# ")
-        self._send(
+        sender = self._sender(run)
+        sender.send(
             lambda: create_markdown_artifact(
                 markdown=mask_text(report.markdown), key=f"run-{run}", description=title
             )
         )
-        assert self._request is not None, "_send has started it"
-        self._request.join(FLUSH_SECONDS)
+        sender.wait()
 
-    def _wait_for_request(self) -> None:
-        """Wait for the last request, so that the next one is sent; not if the server is gone."""
-        if self._request is not None:
-            self._request.join(FLUSH_SECONDS)
-
-    def _send(self, call: Callable[[], object]) -> None:
-        """Call Prefect in a thread: a slow or unavailable server must not delay the run."""
-        if self._request is None or not self._request.is_alive():
-            run = copy_context().run
-            self._request = Thread(target=run, args=(_log_errors, call), daemon=True)
-            self._request.start()
-
-
-def _log_errors(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except Exception as error:
-        log.warning("the Prefect UI is not up to date: %s", error)
+    def _sender(self, run: str) -> ArtifactSender:
+        if self._artifacts is None:
+            self._artifacts = ArtifactSender(f"progress-{run}")
+        return self._artifacts

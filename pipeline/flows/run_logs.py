@@ -21,7 +21,13 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
 from typing_extensions import override
 
-from pipeline.flows.event_sender import EventSender, Origin, event_sender, flush_events
+from pipeline.flows.event_sender import (
+    FLUSH_SECONDS,
+    EventSender,
+    Origin,
+    event_sender,
+    flush_events,
+)
 from pipeline.flows.task_report import LogLine, cut
 from pipeline.logs import with_ids
 from pipeline.masking import mask_text
@@ -31,9 +37,6 @@ MAX_LINES = 1_000
 errors, and as many others."""
 MAX_TASK_LINES = 50
 """Maximum numbers of lines from a worker in one task run."""
-FLUSH_SECONDS = 3.0
-"""Seconds that a flow run waits at its end for Prefect to take its last lines and events."""
-
 _OWN = logging.getLogger("pipeline")
 _PREFECTS = ("prefect.flow_runs", "prefect.task_runs")
 """Loggers of Prefect that write the errors of runs."""

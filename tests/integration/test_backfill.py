@@ -1,5 +1,6 @@
 """`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, fixed."""
 
+import json
 import os
 import signal
 import time
@@ -107,6 +108,13 @@ def prefect_state(world: World, driver: DriverRecord) -> str:
     return str(shown["state_type"])
 
 
+def artifacts_of(world: World, driver: DriverRecord) -> dict[str, dict[str, Any]]:
+    """The artifacts of a driver's flow run, by their keys."""
+    run = str(driver.flow_run).rpartition("/")[2]
+    found = world.in_prefect("artifacts", flow_runs={"id": {"any_": [run]}})
+    return {artifact["key"]: artifact for artifact in found}
+
+
 @contextmanager
 def settings_of_stack(world: World) -> Iterator[None]:
     """Let this process load the settings of the stack, as a worker of a pool in its folder does."""
@@ -145,6 +153,11 @@ def test_every_window_is_published_once(world: World) -> None:
     driver = store.driver()
     assert driver is not None and driver.state == "done"
     assert prefect_state(world, driver) == "COMPLETED"
+    shown = artifacts_of(world, driver)
+    assert shown[f"backfill-{store.backfill}"]["data"] == 100.0
+    rows = json.loads(shown[f"windows-{store.backfill}"]["data"])
+    assert {row["window"]: row["state"] for row in rows} == {str(day): "done" for day in DAYS}
+    assert rows[0]["window"] == str(DAYS[-1])
     again = world.chunkmap("backfill", "create", path, "--json")
     assert again.code == 0, again.err
     assert len(backfills_of(world.storage, output_of("all-days"))) == 1
