@@ -63,12 +63,26 @@ def deploy(
     else:
         deployed, prune = read_deployed(folder, what, _variables(folder), _version(folder)), True
     settings = load_settings(environment)
+    for name in () if remove else deployed.only_notified:
+        warn(
+            f"{name} has no schedule: what comes while `chunkmap receive` is down would wait for "
+            "the next notification; add e.g. `schedule: {interval: 3600}`"
+        )
     from pipeline.flows.launch import launch_deploy
 
     result = launch_deploy(
-        deployed, settings, dry_run=dry_run, adopt=adopt, prune=prune, remove=remove
+        deployed,
+        settings,
+        (lambda planned: None) if as_json else show_changes,
+        dry_run=dry_run,
+        adopt=adopt,
+        prune=prune,
+        remove=remove,
     )
-    show(result, dry_run=dry_run, as_json=as_json)
+    if as_json:
+        print_json({**result.to_dict(), "dry_run": dry_run})
+    else:
+        say_end(result, dry_run=dry_run)
 
 
 def receive(
@@ -173,20 +187,21 @@ def _version(folder: Path) -> str | None:
     return result.stdout.strip() or None
 
 
-def show(result: DeployResult, *, dry_run: bool = False, as_json: bool = False) -> None:
-    """Print the changes of a deploy."""
-    if as_json:
-        print_json({**result.to_dict(), "dry_run": dry_run})
-        return
+def show_changes(planned: DeployResult) -> None:
+    """Print the changes of a deploy, before they are made."""
     rows = [
         (SIGNS[change.action], change.kind, change.name, field)
-        for change in result.changes
+        for change in planned.changes
         for field in (_fields(change.fields) or [""])
     ]
     if rows:
         out.print(columns(("", "kind", "name", "change"), rows))
-    for name in result.used:
-        warn(f"{name} was not made by {result.environment}: it is used as it is")
+    for name in planned.used:
+        warn(f"{name} was not made by {planned.environment}: it is used as it is")
+
+
+def say_end(result: DeployResult, *, dry_run: bool) -> None:
+    """Print what a deploy came to."""
     count = plural(len(result.changes), "change")
     same = f"{result.unchanged} unchanged"
     if dry_run:

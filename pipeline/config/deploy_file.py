@@ -39,6 +39,8 @@ ENVIRONMENT_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 environment has made are kept."""
 SWEEP, RUN, BACKFILL = "sweep", "run", "backfill"
 """Deployments of prefect.yaml that the sweep needs: itself, and those that resume."""
+WINDOWS = "windows"
+"""Deployment of prefect.yaml whose runs process the windows of a schedule."""
 OBJECTS_CREATED = "chunkmap.objects.created"
 """Event that tells of new objects below a prefix, which `chunkmap receive` emits."""
 DEADLINE = "pipeline.flows.deadline.check_deadline"
@@ -191,8 +193,8 @@ class Override(Part):
     """Events after which it runs."""
     on_objects: bool = False
     """Whether it runs after new objects in the input of its `job`, which `chunkmap receive`
-    receives. Runs then follow each other, unless `concurrency_limit` says otherwise: each sees
-    what the one before has done."""
+    receives. Runs then follow each other, as those of windows do, unless `concurrency_limit` says
+    otherwise: each sees what the one before has done."""
     resume: bool = False
     """Whether the sweep resumes runs and backfills of its `job` whose driver died."""
     parameters: Json = Field(default_factory=dict)
@@ -360,6 +362,16 @@ class Deployed:
         triggers = [each for deployment in self.deployments for each in deployment.after]
         return sorted({each.output for each in triggers if each.event == OBJECTS_CREATED})
 
+    @property
+    def only_notified(self) -> list[str]:
+        """Names of deployments that run after new objects, and have no schedule."""
+        return [
+            each.name
+            for each in self.deployments
+            if each.schedule is None
+            and any(trigger.event == OBJECTS_CREATED for trigger in each.after)
+        ]
+
     def only(self, name: str) -> Deployed:
         """Return the environment with nothing but its pool and one deployment."""
         return replace(
@@ -526,7 +538,8 @@ def _resolve(  # noqa: PLR0917 - the files, and where and when they are read
     if override.on_objects:
         inputs = _inputs(override, name, folder)
         after = (*after, *(Trigger(output=uri, event=OBJECTS_CREATED) for uri in inputs))
-        limit = 1 if limit is None else limit
+    if limit is None and (override.on_objects or (base.name == WINDOWS and override.job)):
+        limit = 1  # Each run sees what the one before has done.
     return Deployment(
         key=name,
         name=name + overlay.suffix,

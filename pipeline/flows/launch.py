@@ -271,8 +271,19 @@ def load_secret(file: LoadFile, settings: Settings) -> str | None:
         return secret_of(file.into)
 
 
-def launch_deploy(deployed: Deployed, settings: Settings, **options: bool) -> DeployResult:
+def launch_deploy(
+    deployed: Deployed,
+    settings: Settings,
+    announce: Callable[[DeployResult], None],
+    **options: bool,
+) -> DeployResult:
     """Deploy an environment to the Prefect server of the settings. See `deploy`.
+
+    Args:
+        deployed: What the files say.
+        settings: Where the server is.
+        announce: Called with the changes before they are made.
+        options: See `DeployOptions`.
 
     Raises:
         EngineUnavailableError: No Prefect server answers.
@@ -282,7 +293,7 @@ def launch_deploy(deployed: Deployed, settings: Settings, **options: bool) -> De
     from pipeline.flows.deploy.deploy import DeployOptions, deploy
 
     with talking_to(api_url, DEPLOY_RETRIES):
-        return deploy(deployed, DeployOptions(**options))
+        return deploy(deployed, DeployOptions(**options), announce)
 
 
 def launch_receiver(

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.cli.deploy._config import _load_deploy_configs_and_actions
+from prefect.cli.deploy._models import DeploymentConfig
+from rich.console import Console
 
 from pipeline.config.deploy_file import (
     Deployed,
@@ -259,6 +262,18 @@ def test_the_environments_of_the_repository(name: str) -> None:
         assert all(each.job_variables["working_dir"] == "/app" for each in deployed.deployments)
 
 
+def test_prefects_own_command_reads_the_file() -> None:
+    """As `prefect deploy --all` does: with each field where Prefect's own model has it."""
+    configs, actions = _load_deploy_configs_and_actions(ROOT / "prefect.yaml", console=Console())
+    ours = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    assert [each["name"] for each in configs] == [each["name"] for each in ours["deployments"]]
+    for theirs, each in zip(configs, ours["deployments"], strict=True):
+        assert theirs["entrypoint"] == each["entrypoint"]
+        assert theirs["work_pool"]["name"] == each["work_pool"]["name"]
+        assert each.keys() <= DeploymentConfig.model_fields.keys(), "Prefect would ignore it"
+    assert actions["pull"] == []
+
+
 def test_overrides_replace_those_of_the_file(tmp_path: Path) -> None:
     write(tmp_path, {"work_pool": {"name": "p"}, "deployments": {"run": {"queue": "default"}}})
     more = {"run": Override(description="another")}
@@ -266,6 +281,18 @@ def test_overrides_replace_those_of_the_file(tmp_path: Path) -> None:
     assert [(each.description, each.queue) for each in deployed.deployments[:1]] == [
         ("another", None)
     ]
+
+
+def test_runs_of_windows_and_after_objects_follow_each_other(tmp_path: Path) -> None:
+    project = {"deployments": [{"name": "windows", "entrypoint": "pipeline.flows.a"}]}
+    (tmp_path / "orders.yaml").write_text(json.dumps(ORDERS))
+    job = {"like": "windows", "job": "orders.yaml"}
+    given = {"a": job, "b": {**job, "on_objects": True}, "c": {**job, "concurrency_limit": 3}}
+    deployed = read(tmp_path, {"deployments": given}, project=project)
+    limits = {each.key: each.limit and each.limit.limit for each in deployed.deployments}
+    # That of prefect.yaml itself takes any job.
+    assert limits == {"windows": None, "a": 1, "b": 1, "c": 3}
+    assert deployed.only_notified == ["b"]
 
 
 SWEPT = {

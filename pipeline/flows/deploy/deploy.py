@@ -33,12 +33,14 @@ from pipeline.flows.deploy.notifications import notification_resources
 from pipeline.flows.deploy.resources import Change, Key, Resource, compare
 from pipeline.flows.server import HEARTBEAT_SECONDS
 
-Listen = Callable[[Change], None]
+Announce = Callable[["DeployResult"], None]
 
 SHARED_KINDS = ("work pool", "work queue")
 """Kinds that several environments, and others, may use. A queue `default` comes with its pool."""
 MAX_VARIABLES = 200
 """Maximum number of variables that the server returns at once, for 4,000 resources."""
+MAX_READS = 8
+"""Maximum number of resources that are read at a time."""
 NAMES_PER_VARIABLE = 20
 """Names of resources in one variable, whose value Prefect limits to 5,000 characters."""
 
@@ -104,7 +106,7 @@ class DeployOptions:
 def deploy(
     deployed: Deployed,
     options: DeployOptions = DeployOptions(),
-    listen: Listen = lambda change: None,
+    announce: Announce = lambda planned: None,
 ) -> DeployResult:
     """Make the server have what an environment's files say.
 
@@ -114,7 +116,7 @@ def deploy(
     Args:
         deployed: What the files say.
         options: How to deploy.
-        listen: Called before each change.
+        announce: Called with the changes before they are made.
 
     Raises:
         ConflictError: A resource of that name exists that this environment has not made, or the
@@ -124,12 +126,12 @@ def deploy(
     began = perf_counter()
     # To remove an environment, only its name is needed.
     resources = [] if options.remove and options.prune else resources_of(deployed)
-    result = asyncio.run(_deploy(deployed.environment, resources, options, listen))
+    result = asyncio.run(_deploy(deployed.environment, resources, options, announce))
     return replace(result, seconds=perf_counter() - began)
 
 
 async def _deploy(
-    environment: str, resources: list[Resource], options: DeployOptions, listen: Listen
+    environment: str, resources: list[Resource], options: DeployOptions, announce: Announce
 ) -> DeployResult:
     wanted = [] if options.remove else resources
     async with get_client() as client:
@@ -143,17 +145,19 @@ async def _deploy(
             wanted = [resource for resource in wanted if resource not in shared]
         keys = {resource.key for resource in wanted}
         changes = compare(wanted, actual, removable)
+        touched = sum(change.action != "remove" for change in changes)
+        used = tuple(f"{resource.kind} {resource.name}" for resource in shared)
+        result = DeployResult(environment, tuple(changes), len(wanted) - touched, used)
+        announce(result)
         if not options.dry_run:
             # Names are stored before anything is made: what a stopped deploy has made stays known.
             await record.write(made | keys)
             for change in changes:
-                listen(change)
                 await _apply(client, change, wanted)
-            await _read_back(client, wanted)
+            if changes:
+                await _read_back(client, wanted)
             await record.write((made - removable) | keys)
-    touched = sum(change.action != "remove" for change in changes)
-    used = tuple(f"{resource.kind} {resource.name}" for resource in shared)
-    return DeployResult(environment, tuple(changes), len(wanted) - touched, used)
+    return result
 
 
 def _keys_of_jobs(resources: list[Resource]) -> set[Key]:
@@ -276,12 +280,15 @@ def _trigger(deployment: str, trigger: Trigger) -> Resource:
 
 
 async def _read(client: PrefectClient, keys: Iterable[Key]) -> dict[Key, Mapping[str, Any]]:
-    actual = {}
-    for kind, name in keys:
-        fields = await KINDS[kind].read(client, name)
-        if fields is not None:
-            actual[kind, name] = fields
-    return actual
+    """Return the fields of those resources that exist; reads several at a time."""
+    slots = asyncio.Semaphore(MAX_READS)
+
+    async def read(key: Key) -> tuple[Key, Mapping[str, Any] | None]:
+        async with slots:
+            return key, await KINDS[key[0]].read(client, key[1])
+
+    found = await asyncio.gather(*map(read, keys))
+    return {key: fields for key, fields in found if fields is not None}
 
 
 def _shared(

@@ -311,9 +311,9 @@ class Automations:
         there = await client.read_automations_by_name(name)
         if not there:
             return None
-        definition = AutomationCore.model_validate(
-            there[0].model_dump(exclude={"id", "created", "updated"})
-        ).model_dump(mode="json")
+        definition = _definition(
+            AutomationCore.model_validate(there[0].model_dump(exclude={"id", "created", "updated"}))
+        )
         for action in definition["actions"]:
             if action.get("deployment_id"):
                 action["deployment_id"] = await _deployment_name(client, action["deployment_id"])
@@ -341,6 +341,17 @@ class Automations:
         """Delete every automation of that name."""
         for there in await client.read_automations_by_name(name):
             await client.delete_automation(there.id)
+
+
+def _definition(automation: AutomationCore) -> dict[str, Any]:
+    """Return an automation as JSON values, of which equal ones are equal."""
+    definition = automation.model_dump(mode="json")
+    trigger = definition["trigger"]
+    for field in ("after", "expect", "for_each"):
+        # Prefect keeps them as sets, whose order is another in each process.
+        if field in trigger:
+            trigger[field] = sorted(trigger[field])
+    return definition
 
 
 async def _deployment_name(client: PrefectClient, deployment_id: str) -> str:
@@ -395,7 +406,7 @@ def automation_resource(automation: AutomationCore, target: str) -> Resource:
         automation: The automation; deployments and blocks that it names have the id `UNKNOWN`.
         target: Name of the deployment or block that they stand for.
     """
-    definition = automation.model_dump(mode="json")
+    definition = _definition(automation)
     for action in definition["actions"]:
         for field in ("deployment_id", "block_document_id"):
             if action.get(field):
