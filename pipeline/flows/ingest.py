@@ -27,6 +27,7 @@ from pipeline.errors import ChunkmapError
 from pipeline.flows.ingest_workers import LEAST_RANGES, ClusterWorkers
 from pipeline.flows.lineage import lineage
 from pipeline.flows.lineage_facts import facts_of_ingest
+from pipeline.flows.run_events import INGEST, reported
 from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.ingest.run import (
@@ -40,6 +41,7 @@ from pipeline.ingest.workers import LocalWorkers
 from pipeline.masking import mask_text
 from pipeline.report.humanize import byte_size, plural
 from pipeline.storage import open_storage
+from pipeline.table.log import TableLog
 
 ARTIFACT_SECONDS = 5.0
 """Seconds between two updates of the progress artifact."""
@@ -111,8 +113,13 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
     storage = open_storage(current.settings)
     least_bytes = LEAST_RANGES * (parsed.files.range_bytes if parsed.files is not None else 0)
     local = LocalWorkers(storage)
+    output = TableLog(storage, parsed.output.uri).output
     try:
-        with flow_logs(), ClusterWorkers(current.settings, local, least_bytes) as workers:
+        with (
+            flow_logs(),
+            reported(INGEST, output, {"job": name}) as complete,
+            ClusterWorkers(current.settings, local, least_bytes) as workers,
+        ):
             options = replace(
                 current.options, listen=listen, step=_step, secret=secret_of_place, workers=workers
             )
@@ -120,6 +127,7 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
             with lineage(current.settings.lineage, storage, facts) as done:
                 summary = ingest(parsed, current.settings, options, storage=storage)
                 done(summary)
+            complete(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise

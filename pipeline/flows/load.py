@@ -15,10 +15,12 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.lineage import lineage
 from pipeline.flows.lineage_facts import facts_of_load
+from pipeline.flows.run_events import LOAD, reported
 from pipeline.flows.run_logs import flow_logs
 from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.load.connect import open_load
 from pipeline.load.records import Listener, LoadProgress, LoadSummary
+from pipeline.masking import mask_text
 from pipeline.storage import open_storage
 
 
@@ -71,18 +73,26 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
     try:
         with flow_logs():
             file = parse_load_file(load_yaml)
-            secret = secret_of(file.into)
-            storage = open_storage(settings)
-            load = open_load(file, settings, storage, current.listen, secret)
-            facts = partial(facts_of_load, file, storage)
-            with lineage(settings.lineage, storage, facts) as done:
-                summary = load.run()
-                done(summary)
+            about = {"job": file.name, "output": file.input.uri}
+            with reported(LOAD, destination_of(file.into), about) as complete:
+                secret = secret_of(file.into)
+                storage = open_storage(settings)
+                load = open_load(file, settings, storage, current.listen, secret)
+                facts = partial(facts_of_load, file, storage)
+                with lineage(settings.lineage, storage, facts) as done:
+                    summary = load.run()
+                    done(summary)
+                complete(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise
     current.ended.append(summary)
     return summary
+
+
+def destination_of(into: LoadInto) -> str:
+    """Return the name of a destination: its URI, of a database with the table after a `#`."""
+    return mask_text(into.uri) + (f"#{into.table}" if into.table else "")
 
 
 def secret_of(into: LoadInto) -> str | None:

@@ -34,6 +34,7 @@ from pipeline.flows.ingest import (
 )
 from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
+from pipeline.flows.run_events import PIPELINE, reported
 from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.ingest.run import IngestOptions, IngestSummary
 from pipeline.load.records import LoadSummary
@@ -131,7 +132,8 @@ def run_pipeline(
         pipeline = current.pipeline or _resolve(file, parameters)
         storage = open_storage(current.settings)
         runner = PrefectRunner(current)
-        with flow_logs():
+        about = {"job": pipeline.name, "run": pipeline.run}
+        with flow_logs(), reported(PIPELINE, pipeline.state, about) as complete:
             summary = run_stages(
                 pipeline,
                 current.settings,
@@ -140,6 +142,7 @@ def run_pipeline(
                 options=current.options,
                 listen=current.listen,
             )
+            complete(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise

@@ -24,9 +24,8 @@ from prefect.states import Completed, Crashed, Failed
 
 from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.flows.event_sender import flush_events
-from pipeline.flows.run_events import emit
-from pipeline.flows.run_logs import FLUSH_SECONDS
+from pipeline.flows.event_sender import FLUSH_SECONDS, flush_events
+from pipeline.flows.run_events import DIED, emit
 from pipeline.logs import set_up_driver
 from pipeline.masking import mask_text
 from pipeline.report.humanize import duration, plural
@@ -97,9 +96,9 @@ def report_dead(dead: DeadDriver) -> None:
 
     Its flow run, which Prefect may believe to be running, is set to Crashed, with those above it,
     which ends the hold on their concurrency limits. People are notified of the topmost one, by the
-    name of its state; the watchdog reacts to neither name, since the sweep resumes by itself. If
-    Prefect does not have the flow run, the event `chunkmap.run.failed` (or `.backfill.failed`)
-    follows.
+    name of its state; the watchdog reacts to neither name, since the sweep resumes by itself. The
+    event `chunkmap.run.died` (or `.backfill.died`) names the output. If Prefect does not have the
+    flow run, it is `.failed` instead, of which people are notified.
     """
     with get_client(sync_client=True) as client:
         flow_runs = _flow_runs(client, dead)
@@ -108,8 +107,6 @@ def report_dead(dead: DeadDriver) -> None:
                 name = SILENT if flow_run is flow_runs[-1] else ORPHANED
                 state: Any = Crashed(name=name, message=f"{_title(dead)}: found by the sweep")
                 client.set_flow_run_state(flow_run.id, state, force=True)
-        if flow_runs:
-            return
         event_id = uuid5(NAMESPACE_URL, f"chunkmap:dead-driver:{dead.driver}")
         known = client.read_events(EventFilter(id=EventIDFilter(id=[event_id])), limit=1)
     if known.events:
@@ -119,9 +116,11 @@ def report_dead(dead: DeadDriver) -> None:
         "job": dead.job,
         "error": "DriverDied",
         "message": f"{_title(dead)}; finished work is kept",
-        "hint": f"see what is left: {dead.command} -o {dead.output}",
+        "hint": "run it again to resume it",
+        "command": f"{dead.command} -o {dead.output}",
     }
-    emit(f"chunkmap.{dead.kind}.failed", dead.output, payload, event_id=event_id)
+    event = f"chunkmap.{dead.kind}.{DIED if flow_runs else 'failed'}"
+    emit(event, dead.output, payload, event_id=event_id)
 
 
 def _title(dead: DeadDriver) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from threading import Event, Thread
 
 import httpx
@@ -106,6 +110,36 @@ def test_too_many(receiver: Receiver, client: httpx.Client) -> None:
     codes = [client.post("/objects", json=S3, headers=AUTH).status_code for _ in range(10)]
     assert codes[:3] == [202, 202, 202]
     assert 429 in codes
+
+
+def test_a_thousand_in_a_burst(receiver: Receiver, told: list[tuple[str, int]]) -> None:
+    """Senders repeat what is refused for their number; one event tells of all of them."""
+    body = json.dumps(EVENTBRIDGE).encode()
+    codes: Counter[int] = Counter()
+
+    def send(count: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        while count:
+            connection.request("POST", "/objects", body, AUTH)
+            answer = connection.getresponse()
+            answer.read()
+            codes[answer.status] += 1
+            count -= answer.status == 202
+            if answer.status == 429:
+                time.sleep(float(answer.headers["Retry-After"]) / 20)
+        connection.close()
+
+    with served(receiver) as client:
+        port = client.base_url.port
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(send, [250] * 4))
+        # The queue has an entry per prefix, whatever comes.
+        assert client.get("/health").json() == {"pending": 1_000}
+        records = {"Records": S3["Records"][:1] * 1_000}
+        assert client.post("/objects", json=records, headers=AUTH).json() == {"objects": 1_000}
+    assert codes[202] == 1_000
+    assert codes.keys() <= {202, 429}
+    assert told == [("s3://shop/orders/", 2_000)]
 
 
 def test_nothing_is_lost_while_prefect_is_away(

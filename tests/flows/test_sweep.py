@@ -115,7 +115,10 @@ def test_prefect_is_told_once_of_flow_runs_that_it_believes_to_run(
     assert [each.name for each in states] == ["Orphaned", "Silent"]
     swept()
     assert [prefect.runs[each].state for each in (own, above)] == states
-    assert (prefect.started, prefect.events) == ({}, [])
+    assert prefect.started == {}
+    # An event about the output, of which recovery can follow.
+    [(event, output, payload, _)] = prefect.events
+    assert (event, output, payload["job"]) == ("chunkmap.run.died", OUTPUT, "test")
 
 
 def test_flow_runs_that_prefect_has_ended_stay(prefect: Prefect, run: Run) -> None:
@@ -152,6 +155,7 @@ def test_one_event_tells_of_a_flow_run_that_prefect_does_not_have(
         "test",
         "DriverDied",
     )
+    assert payload["command"] == f"chunkmap status {run.ledger.run} -o {OUTPUT}"
     beat(run.storage, run.ledger.prefix, flow_run=page, driver="d2")
     swept()
     assert len(prefect.events) == 2, "another driver is another incident"

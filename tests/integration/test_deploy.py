@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +20,23 @@ from threading import Condition, Thread
 from typing import Any
 from urllib.request import Request, urlopen
 
-import polars as pl
+import psutil
 import pytest
 import yaml
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentCreate
+from prefect.settings import (
+    PREFECT_DEFAULT_RESULT_STORAGE_BLOCK,
+    PREFECT_RESULTS_DEFAULT_SERIALIZER,
+    temporary_settings,
+)
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from pipeline.config.deploy_file import read_deployed
 from pipeline.flows.deadline import check_later
 from pipeline.flows.deploy.deploy import DeployOptions, deploy
+from pipeline.flows.deployments import later_run
 from pipeline.flows.launch import DEPLOY_RETRIES
 from pipeline.flows.server import talking_to
 from pipeline.runs.backfill.dead_drivers import DEAD_SECONDS
@@ -32,12 +46,13 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage.documents import seal_json
 from tests.contracts.source import ROOT
 from tests.integration.test_backfill import awaited, published
-from tests.integration.world import COMMAND, Answer, World, parquet, sales
+from tests.integration.world import COMMAND, Answer, AnyProcess, World, parquet, sales
 from tests.support import forks
 
 pytestmark = pytest.mark.integration
 
 POOL = "deploy-tests"
+RESULTS = "s3://demo/results/staging/"
 TOLD = """
 import polars as pl
 
@@ -95,14 +110,19 @@ class Project:
     ) -> list[tuple[str, str, str]]:
         """Deploy in this process; return the changes."""
         deployed = read_deployed(self.root, name, {**variables, "PWD": str(self.root)})
-        settings = self.world.settings.prefect
-        access = {key: value for key, value in settings.environment().items() if value}
+        with self.prefect():
+            result = deploy(deployed, DeployOptions(remove=remove))
+        return [(change.action, change.kind, change.name) for change in result.changes]
+
+    @contextmanager
+    def prefect(self) -> Iterator[None]:
+        """Let Prefect's client in this process use the server."""
+        access = self.world.settings.prefect.environment()
         with pytest.MonkeyPatch.context() as patch:
             for key, value in access.items():
                 patch.setenv(key, value)
             with talking_to(access["PREFECT_API_URL"], DEPLOY_RETRIES):
-                result = deploy(deployed, DeployOptions(remove=remove))
-        return [(change.action, change.kind, change.name) for change in result.changes]
+                yield
 
     def deployment(self, name: str) -> dict[str, Any]:
         body = {"deployments": {"name": {"any_": [name]}}}
@@ -110,10 +130,10 @@ class Project:
         return dict(found)
 
 
-def start_worker(world: World, pool: str) -> subprocess.Popen[str]:
+def start_worker(world: World, pool: str, folder: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
-        cwd=world.root,
+        cwd=folder or world.root,
         env=world.variables(**world.settings.prefect.environment()),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -133,29 +153,77 @@ def project(world: World, tmp_path: Path) -> Project:
     return Project(world, tmp_path)
 
 
-def test_deployment_creation(project: Project) -> None:
-    for name in ("one", "two"):
-        project.write(
-            name,
-            tags=[name],
-            variables={f"deploy_test_{name}": {"rows": 3}},
-            limits={f"deploy-test-{name}": {"limit": 2}},
-            results=f"s3://demo/results/{name}/",
-            secrets={f"deploy-test-{name}": {"env": "SHOP_TOKEN"}},
-            work_pool={"name": f"{POOL}-{name}", "queues": {"urgent": {"priority": 1}}},
-        )
+def test_deployment_creation(project: Project, world: World) -> None:
+    """The repository's environments, from nothing, then again; one of them with all that is."""
+    shutil.copytree(ROOT / "conf", project.root / "conf")
+    path = project.root / "conf" / "deploy" / "staging.yaml"
+    rule = {"rrule": "FREQ=MONTHLY;BYDAY=-1FR;BYHOUR=3", "timezone": "Europe/Berlin"}
+    more: dict[str, Any] = {
+        "variables": {"deploy_test": {"rows": 3}},
+        "limits": {"deploy-test": {"limit": 2}},
+        "results": RESULTS,
+        "secrets": {"deploy-test": {"env": "SHOP_TOKEN"}},
+        "deployments": {
+            "benchmarks": {"enabled": False},
+            "run": {"schedule": rule},
+            "load": {"schedule": {"interval": 3600}},
+        },
+    }
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **more}))
+    clocks = {}
+    for name in ("dev", "staging", "prod"):
+        clock = time.perf_counter()
         made = project.changes(name, SHOP_TOKEN="hush-1234")
+        clocks[name] = time.perf_counter() - clock
         kinds = [kind for _, kind, _ in made]
-        assert kinds.count("deployment") == 7
+        assert kinds.count("deployment") == (8 if name == "dev" else 7)
         assert {action for action, _, _ in made} == {"create"}
         assert project.changes(name, SHOP_TOKEN="hush-1234") == []
-    found = project.deployment("run-two")
-    assert found["work_pool_name"] == f"{POOL}-two"
-    assert found["tags"] == ["chunkmap", "two"]
-    answer = project.deploy("two", "--dry-run", SHOP_TOKEN="hush-5678")
-    assert "secret/deploy-test-two" in answer.out
+    print("seconds from nothing:", clocks)
+    assert clocks["prod"] < 60
+    found = project.deployment("run-staging")
+    assert found["work_pool_name"] == "chunkmap-staging"
+    assert found["tags"] == ["chunkmap", "staging"]
+    answer = project.deploy("staging", "--dry-run", SHOP_TOKEN="hush-5678")
+    assert "secret/deploy-test" in answer.out
     assert "hush" not in answer.out + answer.err
     assert "nothing was changed" in answer.out
+    # Promotion: what differs is the overlay.
+    promoted = project.deployment("run")
+    for field in ("entrypoint", "version", "parameters", "pull_steps"):
+        assert promoted[field] == found[field]
+    assert promoted["work_pool_name"] == "chunkmap-prod"
+    keep_results(project, found["job_variables"]["env"])
+    stored = [world.storage.get(info.uri).data for info in world.storage.objects(RESULTS)]
+    assert all(data.startswith((b"{", b"null")) for data in stored), stored
+    assert any(b"rows" in data for data in stored), stored
+    for name in ("dev", "staging", "prod"):
+        assert {action for action, _, _ in project.changes(name, remove=True)} == {"remove"}
+
+
+def keep_results(project: Project, variables: dict[str, str]) -> None:
+    """Call a task whose result Prefect stores, as a run of the deployment would."""
+
+    @task(persist_result=True)
+    def count() -> dict[str, int]:
+        return {"rows": 3}
+
+    @flow
+    def counts() -> None:
+        count()
+
+    storage = {
+        PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: variables["PREFECT_DEFAULT_RESULT_STORAGE_BLOCK"],
+        PREFECT_RESULTS_DEFAULT_SERIALIZER: variables["PREFECT_RESULTS_DEFAULT_SERIALIZER"],
+    }
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        project.prefect(),
+        temporary_settings(storage),
+    ):
+        for name, value in project.world.settings.s3.environment().items():
+            patch.setenv(name, value)
+        counts()
 
 
 def test_a_schedule_makes_runs(project: Project) -> None:
@@ -163,10 +231,52 @@ def test_a_schedule_makes_runs(project: Project) -> None:
     timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
     project.write("nine", deployments={"run": {"schedule": timing}})
     project.changes("nine")
-    wanted = {"deployments": {"id": {"any_": [project.deployment("run-nine")["id"]]}}}
+    deployment = project.deployment("run-nine")["id"]
+    wanted = {"deployments": {"id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
     runs = awaited(lambda: project.world.ask_prefect("flow_runs/filter", wanted))
     assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+    # In a few days, if no worker comes until then, the last of them leaves the others nothing.
+    first, *_, last = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
+    with pytest.MonkeyPatch.context() as patch, project.prefect():
+        patch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", deployment)
+        assert later_run(first, last) == last
+        assert later_run(last, last) is None
     project.changes("nine", remove=True)
+
+
+def test_credentials_of_a_block_reach_the_process_of_a_run(project: Project) -> None:
+    """Prefect's worker fills them in; deployments and their runs name the block only."""
+    place = "{{ prefect.blocks.aws-credentials.deploy-tests.aws_secret_access_key }}"
+    project.write("blocks", job_variables={"env": {"AWS_SECRET_ACCESS_KEY": place}})
+    project.changes("blocks")
+    deployment = project.deployment("run-blocks")
+    assert deployment["job_variables"]["env"]["AWS_SECRET_ACCESS_KEY"] == place
+    template = ProcessWorker.get_default_base_job_template()
+
+    async def fill() -> Any:
+        async with get_client() as client:
+            kind = await client.read_block_type_by_slug("aws-credentials")
+            schema = await client.get_most_recent_block_schema_for_block_type(kind.id)
+            assert schema is not None
+            document = BlockDocumentCreate(
+                name="deploy-tests",
+                data={"aws_access_key_id": "AKIA1", "aws_secret_access_key": "hush-9"},
+                block_schema_id=schema.id,
+                block_type_id=kind.id,
+            )
+            made = await client.create_block_document(document)
+            try:
+                values = deployment["job_variables"]
+                return await ProcessJobConfiguration.from_template_and_values(
+                    template, values, client=client
+                )
+            finally:
+                await client.delete_block_document(made.id)
+
+    with project.prefect():
+        filled = asyncio.run(fill())
+    assert filled.env["AWS_SECRET_ACCESS_KEY"] == "hush-9"
+    project.changes("blocks", remove=True)
 
 
 def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
@@ -232,6 +342,7 @@ def test_a_stopped_deploy_is_completed(project: Project) -> None:
         command, cwd=project.root, env=variables, capture_output=True, check=False
     )
     assert done.returncode == 9
+    assert b"deploy_test_six_4" in done.stdout, "the changes are shown before they are made"
     # What it had made is known: without it in the file, it goes.
     project.write("six")
     removed = [name for action, _, name in project.changes("six") if action == "remove"]
@@ -255,6 +366,37 @@ def test_a_job_runs_by_schedule(project: Project, world: World) -> None:
         project.changes("seven", remove=True)
         stop_worker(worker)
     assert world.frame("s3://demo/out/deployed-job/").height > 0
+
+
+@pytest.mark.long
+def test_code_and_settings_come_from_git(project: Project, world: World, tmp_path: Path) -> None:
+    """A worker in an empty folder clones what the deployment names, and runs the job there."""
+    source, empty = tmp_path / "source", tmp_path / "empty"
+    empty.mkdir()
+    for folder in ("conf", "shop"):
+        shutil.copytree(world.root / folder, source / folder)
+    job = world.job("from-git")
+    (project.root / job).write_text((world.root / job).read_text())
+    own = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for command in (("init", "-q", "-b", "main"), ("add", "."), (*own, "commit", "-q", "-m", "1")):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    clone = {"repository": source.as_uri(), "branch": "main"}
+    project.write(
+        "git",
+        pull=[{"prefect.deployments.steps.git_clone": clone}],
+        job_variables={"env": {"CHUNKMAP_STATE_DIR": str(world.root / ".chunkmap")}},
+        deployments={"benchmarks": {"enabled": False}, "from-git": {"like": "run", "job": job}},
+    )
+    project.changes("git")
+    assert project.changes("git") == []
+    worker = start_worker(world, f"{POOL}-git", empty)
+    try:
+        start_run(project, "from-git-git")
+        world.await_some("s3://demo/out/from-git/", worker)
+    finally:
+        project.changes("git", remove=True)
+        stop_worker(worker)
+    assert world.frame("s3://demo/out/from-git/").height > 0
 
 
 @pytest.mark.long
@@ -369,7 +511,7 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
         assert "chunkmap status" in message["body"]
         fixed = world.job("told-failed", "shop.told:fails", params={"broken": False})
         assert world.chunkmap("run", fixed).code == 0
-        webhook.await_message("told-failed is published again")
+        webhook.await_message("told-failed is done again")
         # A flow run whose process is gone, as Prefect tells it.
         killed = world.start("run", world.job("told-crashed", "shop.transforms:slow"))
         _, driver = driver_of(world, "told-crashed", killed)
@@ -403,9 +545,13 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
 
 @pytest.mark.long
 def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -> None:
-    """From an object that is put to a published output: notification, event, run, commit."""
+    """From an object that is put to a published output: notification, event, run, commit.
+
+    What comes while a run maps, and what nobody tells of, is not lost either.
+    """
     source, token = "s3://demo/arrivals/", "a-token-of-the-tests"
-    job = world.job("arrived", source=source, output={"mode": "append"})
+    more = {"output": {"mode": "append"}, "params": {"seconds": 2.0}}
+    job = world.job("arrived", "shop.transforms:slow", source, **more)
     (project.root / job).write_text((world.root / job).read_text())
     project.write(
         "eleven",
@@ -426,9 +572,13 @@ def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -
     )
     worker = start_worker(world, f"{POOL}-eleven")
 
-    def arrive(*numbers: int) -> None:
+    def put(*numbers: int) -> None:
         for number in numbers:
             world.storage.put(f"{source}{number}.parquet", parquet(sales(number * 100, 100)))
+
+    def arrive(*numbers: int) -> None:
+        put(*numbers)
+        for number in numbers:
             record = {
                 "eventName": "ObjectCreated:Put",
                 "s3": {
@@ -453,12 +603,19 @@ def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -
         assert receiver.stdout is not None
         url = receiver.stdout.readline().split()[0]
         arrive(1, 2, 3)
+        awaited(lambda: find_runs(world.storage, "s3://demo/out/arrived/").records)
+        arrive(4, 5)  # The first run has its plan, and not all of its results.
+        assert published(world, "arrived") == 0
         awaited(lambda: published(world, "arrived") == 1)
-        assert world.frame("s3://demo/out/arrived/")["id"].n_unique() == rows_of(1, 2, 3)
-        arrive(4, 5)
+        assert world.frame("s3://demo/out/arrived/")["id"].to_list() == ids_of(1, 2, 3)
         awaited(lambda: published(world, "arrived") == 2)
-        assert world.frame("s3://demo/out/arrived/").height == rows_of(1, 2, 3, 4, 5)
+        assert world.frame("s3://demo/out/arrived/")["id"].to_list() == ids_of(1, 2, 3, 4, 5)
         assert len(runs()) == 2
+        # The receiver was down: a run of the schedule finds it.
+        put(6)
+        start_run(project, "arrived-eleven")
+        awaited(lambda: published(world, "arrived") == 3)
+        assert world.frame("s3://demo/out/arrived/")["id"].to_list() == ids_of(1, 2, 3, 4, 5, 6)
     finally:
         project.changes("eleven", remove=True)
         receiver.terminate()
@@ -467,41 +624,55 @@ def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -
 
 
 @pytest.mark.long
-def test_a_dead_driver_is_found_and_its_run_resumed(project: Project, world: World) -> None:
-    """kill -9; the sweep, run by a worker, tells Prefect, and another driver publishes."""
+def test_a_worker_is_killed_and_another_takes_over(project: Project, world: World) -> None:
+    """kill -9 of all its processes; the sweep, run by the other one, finds it and resumes the run.
+
+    People hear of it once, and again when it is done.
+    """
     path = world.job("swept", "shop.transforms:slow")
     (project.root / path).write_text((world.root / path).read_text())
-    project.write(
-        "fourteen",
-        job_variables={"working_dir": str(world.root)},
-        sweep={"every": "1h"},
-        deployments={
-            "benchmarks": {"enabled": False},
-            "swept": {"like": "run", "job": path, "resume": True},
-        },
-    )
-    project.changes("fourteen")
-    killed = world.start("run", path)
-    prefix, driver = driver_of(world, "swept", killed)
-    killed.kill()
-    killed.communicate()
-    silent = driver.model_copy(update={"seen": driver.seen - 2 * DEAD_SECONDS})
-    world.storage.put(prefix + "driver.json", seal_json(silent.model_dump_json().encode()))
-    worker = start_worker(world, f"{POOL}-fourteen")
-    try:
-        sweep = project.deployment("sweep-fourteen")["id"]
-        for _ in range(2):
-            world.ask_prefect(f"deployments/{sweep}/create_flow_run", {})
-        awaited(lambda: published(world, "swept") == 1)
-    finally:
-        project.changes("fourteen", remove=True)
-        stop_worker(worker)
-    [found] = world.ask_prefect(
-        "flow_runs/filter", {"flow_runs": {"id": {"any_": [page_id(driver)]}}}
-    )
-    assert (found["state_type"], found["state_name"]) == ("CRASHED", "Silent")
-    body = {"flow_runs": {"name": {"any_": ["swept"]}}, "flows": {"name": {"any_": ["chunkmap"]}}}
-    assert len(world.ask_prefect("flow_runs/filter", body)) == 1, "it was resumed once"
+    with Webhook() as webhook:
+        project.write(
+            "fourteen",
+            job_variables={"working_dir": str(world.root)},
+            sweep={"every": "1h"},
+            notify={"ops": {"kind": "webhook", "env": "OPS_URL"}},
+            deployments={
+                "benchmarks": {"enabled": False},
+                "swept": {"like": "run", "job": path, "resume": True},
+            },
+        )
+        project.changes("fourteen", OPS_URL=webhook.url)
+        first = start_worker(world, f"{POOL}-fourteen")
+        start_run(project, "swept-fourteen")
+        prefix, driver = driver_of(world, "swept", first)
+        for process in (psutil.Process(first.pid), *psutil.Process(first.pid).children(True)):
+            process.kill()
+        first.wait(60)
+        silent = driver.model_copy(update={"seen": driver.seen - 2 * DEAD_SECONDS})
+        world.storage.put(prefix + "driver.json", seal_json(silent.model_dump_json().encode()))
+        worker = start_worker(world, f"{POOL}-fourteen")
+        try:
+            for _ in range(2):
+                start_run(project, "sweep-fourteen")
+            awaited(lambda: published(world, "swept") == 1)
+            webhook.await_message("swept is done again")
+            webhook.await_message("swept crashed")
+        finally:
+            project.changes("fourteen", remove=True)
+            stop_worker(worker)
+        subjects = [each["subject"] for each in webhook.messages if "swept" in each["subject"]]
+        assert sorted(subjects) == ["swept crashed", "swept is done again"]
+    runs = {"name": {"any_": ["swept"]}}
+    found = world.ask_prefect("flow_runs/filter", {"flow_runs": runs})
+    states = sorted(each["state_name"] for each in found)
+    # Of the first driver, the flow run of the deployment and its subflow; and it was resumed once.
+    assert states == ["Completed", "Completed", "Orphaned", "Silent"]
+
+
+def start_run(project: Project, deployment: str) -> None:
+    known = project.deployment(deployment)["id"]
+    project.world.ask_prefect(f"deployments/{known}/create_flow_run", {})
 
 
 @pytest.mark.long
@@ -531,12 +702,11 @@ def test_a_check_after_the_start_is_scheduled_once(project: Project, world: Worl
     project.changes("fifteen", remove=True)
 
 
-def rows_of(*numbers: int) -> int:
-    frames = [sales(number * 100, 100) for number in numbers]
-    return sum(frame.filter(pl.col("price") > 10).height for frame in frames)
+def ids_of(*numbers: int) -> list[int]:
+    return [number * 100 + row for number in numbers for row in range(100)]
 
 
-def driver_of(world: World, name: str, process: forks.Running) -> tuple[str, DriverRecord]:
+def driver_of(world: World, name: str, process: AnyProcess) -> tuple[str, DriverRecord]:
     """The prefix of the only run of an output, and its driver's record, once there is one."""
     output = f"s3://demo/out/{name}/"
 

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tests.faults.world import await_that
 from tests.ingest.conftest import orders
 from tests.integration.world import World
 from tests.servers.api import Api, serving
@@ -47,6 +48,21 @@ def runs_of(world: World) -> list[dict[str, Any]]:
     """The flow runs of this pipeline, newest first."""
     named = {"name": {"any_": ["whole least 40"]}}
     return world.in_prefect("flow_runs", flow_runs=named, sort="START_TIME_DESC")
+
+
+ENDS = {
+    ("chunkmap.ingest.completed", "s3://demo/out/whole-orders/"),
+    ("chunkmap.run.completed", "s3://demo/out/whole-totals/"),
+    ("chunkmap.load.completed", "whole.duckdb#totals"),
+    ("chunkmap.pipeline.completed", "s3://demo/pipelines/whole/"),
+}
+
+
+def ends(world: World) -> set[tuple[str, str]]:
+    """Events of this pipeline, and what they are about."""
+    about = {"resource": {"id": [output for _, output in ENDS]}}
+    found = world.ask_prefect("events/filter", {"filter": about, "limit": 50})["events"]
+    return {(event["event"], event["resource"]["prefect.resource.id"]) for event in found}
 
 
 def test_a_pipeline_that_was_killed_goes_on_and_is_then_unchanged(world: World) -> None:
@@ -91,3 +107,4 @@ def test_a_pipeline_that_was_killed_goes_on_and_is_then_unchanged(world: World) 
         "warehouse: unchanged": "Skipped",
         "tell: skipped": "Skipped",
     }
+    await_that(lambda: ends(world) >= ENDS, "events of the pipeline and of its stages")

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from apprise import Apprise
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from pipeline.config.deploy_file import Deployed, Notify
-from pipeline.flows.deploy.kinds import UNKNOWN, automation_resource
+from pipeline.errors import DeployFileError
+from pipeline.flows.deploy.kinds import BLOCKS, UNKNOWN, automation_resource
 from pipeline.flows.deploy.resources import Resource
+from pipeline.flows.run_events import BACKFILL, DIED, EVENT_KINDS, LATE, QUARANTINED, RUN
 
 RECOVERY_TIME = timedelta(days=30)
 """How long after a failure a completed run counts as its recovery."""
@@ -29,12 +33,20 @@ WATCHED_FLOWS = (
     "pipeline",
 )
 """Flows whose crashes are reported."""
-_FAILED = ("chunkmap.run.failed", "chunkmap.backfill.failed", "chunkmap.backfill.held")
-_LATE = ("chunkmap.output.late",)
-_DONE = ("chunkmap.run.completed", "chunkmap.backfill.completed")
+SLUGS = {
+    "slack": "slack-webhook",
+    "teams": "ms-teams-webhook",
+    "webhook": "custom-webhook",
+    "apprise": "slack-webhook",  # Its URL may be any that Apprise knows.
+}
+"""Slugs of blocks, by the kinds of receivers."""
+_FAILED = (*(f"{kind}.failed" for kind in EVENT_KINDS), f"{BACKFILL}.held")
+_DIED = (f"{RUN}.{DIED}", f"{BACKFILL}.{DIED}")
+_DONE = tuple(f"{kind}.completed" for kind in EVENT_KINDS)
 _OUTPUT = "{{ event.resource.id }}"
-_NAME = "{{ event.payload.job }}"
-_ID = "{{ event.payload.run or event.payload.backfill }}"
+_NAME = "{{ event.payload.job or event.payload.backfill }}"
+_MORE = f"output {_OUTPUT}; see {{{{ event.payload.command }}}}"
+"""Output, and the command that shows more."""
 _LINK = "{% if flow_run %}{{ flow_run|ui_url or '' }}{% endif %}"
 """Address of the flow run; empty where the server does not know that of its pages."""
 
@@ -52,8 +64,8 @@ MESSAGES = {
     "failed": Message(
         _FAILED,
         f"{_NAME} failed",
-        "{{ event.payload.message }}\n{{ event.payload.hint }}\n"
-        f"output {_OUTPUT}, chunkmap status {_ID}\n{_LINK}",
+        "{{ event.payload.message }}\n{{ event.payload.notes|join('\n') }}\n"
+        f"{{{{ event.payload.hint }}}}\n{_MORE}\n{_LINK}",
     ),
     "crashed": Message(
         ("prefect.flow-run.Crashed", "prefect.flow-run.Silent"),
@@ -62,19 +74,19 @@ MESSAGES = {
         f"See what is left: chunkmap status; run it again to resume.\n{_LINK}",
     ),
     "quarantined": Message(
-        ("chunkmap.rows.quarantined",),
+        (QUARANTINED,),
         f"{_NAME}: rows or objects in quarantine",
         "{{ event.payload.rows|join(' ') }} {{ event.payload.objects|join(' ') }}\n"
-        f"output {_OUTPUT}, chunkmap status {_ID}\n{_LINK}",
+        f"{_MORE}\n{_LINK}",
     ),
     "late": Message(
-        _LATE,
+        (LATE,),
         f"{_NAME} is late",
         "{{ event.payload.message }}\n"
         f"output {_OUTPUT}; see why: chunkmap status, chunkmap history {_OUTPUT}",
     ),
     "recovered": Message(
-        _DONE, f"{_NAME} is published again", f"output {_OUTPUT}\n{_LINK}", (*_FAILED, *_LATE)
+        _DONE, f"{_NAME} is done again", f"output {_OUTPUT}\n{_LINK}", (*_FAILED, *_DIED, LATE)
     ),
 }
 """Messages by incident."""
@@ -96,16 +108,41 @@ def notification_resources(deployed: Deployed) -> list[Resource]:
 
 
 def _block(notify: Notify, name: str, url: str) -> tuple[str, dict[str, Any]]:
-    """Return the slug of the receiver's block, and its values."""
-    if notify.kind == "webhook":
-        return "custom-webhook", {
-            "name": name,
-            "url": "{{url}}",
-            "method": "POST",
-            "json_data": {"subject": "{{subject}}", "body": "{{body}}"},
-            "secrets": {"url": url},
-        }
-    return ("ms-teams-webhook" if notify.kind == "teams" else "slack-webhook"), {"url": url}
+    """Return the slug of the receiver's block, and its values.
+
+    Raises:
+        DeployFileError: No message can be sent to the URL. It is not shown: it may hold a secret.
+    """
+    slug = SLUGS[notify.kind]
+    if not _is_usable(slug, url):
+        raise DeployFileError(
+            f"notify.{name}: the variable {notify.env} holds no URL for messages of the kind "
+            f"{notify.kind}",
+            hint="e.g. mailto://user:password@example.org or pagerduty://KEY@API_KEY; for slack "
+            "and teams, the URL of an incoming webhook; for webhook, https://…",
+        )
+    if notify.kind != "webhook":
+        return slug, {"url": url}
+    return slug, {
+        "name": name,
+        "url": "{{url}}",
+        "method": "POST",
+        "json_data": {"subject": "{{subject}}", "body": "{{body}}"},
+        "secrets": {"url": url},
+    }
+
+
+def _is_usable(slug: str, url: str) -> bool:
+    """Whether a block of that kind can send messages to a URL; sends none."""
+    if slug == SLUGS["webhook"]:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    try:
+        BLOCKS[slug](url=url)
+    except ValueError:
+        return False
+    # Prefect makes blocks of URLs that Apprise does not know, and then sends nothing.
+    return Apprise.instantiate(url) is not None
 
 
 def _automation(title: str, message: Message) -> AutomationCore:

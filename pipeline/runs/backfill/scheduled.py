@@ -41,11 +41,14 @@ def scheduled_windows(
         )
     windows = rule.last(SPAN_OF_GRAIN[rule.grain], scheduled)
     first, last = windows[0], windows[-1]
-    if lookback is not None:
-        first = min(first, rule.last(lookback, scheduled)[0])
+    since = scheduled
     before = [window for window in map(rule.parse, labels) if window < first]
     if before:
         first = min(first, rule.window_of(_end(max(before))))
+        # The first run that was missed would have looked back from the end of its window.
+        since = min(since, datetime.fromisoformat(_end(first)))
+    if lookback is not None:
+        first = min(first, rule.last(lookback, since)[0])
     return WindowSelection(start=_start(first), end=_end(last), allow_missing=True)
 
 

@@ -48,6 +48,9 @@ def test_a_lookback_reaches_further() -> None:
     assert labels(DAYS, done, NOON, "3d") == ["2024-03-07", "2024-03-08", "2024-03-09"]
     with pytest.raises(WindowError, match="not a span"):
         labels(DAYS, done, NOON, "soon")
+    # The run for the 6th, which was missed, would have looked at the 4th and the 5th again.
+    found = labels(DAYS, ["2024-03-04", "2024-03-05"], NOON, "3d")
+    assert found == [f"2024-03-0{day}" for day in range(4, 10)]
 
 
 def test_the_day_is_that_of_the_windows_time_zone() -> None:
