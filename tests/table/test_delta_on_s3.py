@@ -68,7 +68,11 @@ class S3Output:
 
 
 @pytest.fixture(
-    params=["moto", pytest.param("seaweedfs", marks=pytest.mark.integration)], scope="module"
+    params=[
+        pytest.param("moto", marks=pytest.mark.long),
+        pytest.param("seaweedfs", marks=pytest.mark.integration),
+    ],
+    scope="module",
 )
 def served(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Proxy]]:
     server: Server = request.getfixturevalue(request.param)
