@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from partitioning.footer_pattern import (
 from partitioning.parquet_footer import (
     END,
     LONG_VALUE,
+    MAGIC,
     MAX_VALUES,
     ColumnChunk,
     FileSchema,
@@ -116,32 +118,32 @@ _LARGE: Final = 4 << 10
 
 
 def read_footer(data: bytes, size: int, selection: FooterSelection) -> Footer:
-    """Parse a footer as `parse_footer` does, but faster if it is usual and not small.
+    """Parse a footer as `parse_footer` does, but faster if it is usual.
 
     Raises:
         BadFooter: As in `parse_footer`.
     """
-    usual = _MATCHER.match(data) if len(data) >= _LARGE else None
+    usual = _MATCHER.match(data)
     if usual is not None:
-        columns, are_good = read_columns(usual.schema, [usual], [size - END - len(data)])
-        if are_good.all():
-            groups = list(_row_groups(usual, columns, selection, size - END - len(data)))
+        end = size - END - len(data)
+        read = _read_large if len(data) >= _LARGE else _read_small
+        groups = read(usual, end, selection)
+        if groups is not None:
+            (rows,) = _read_numbers(usual.rows)
             return Footer(
-                usual.schema, int(columns.rows.sum()), groups, usual.count, usual.created_by,
-                usual.arrow_schema,
-            )  # fmt: skip
+                usual.schema, rows, groups, usual.count, usual.created_by, usual.arrow_schema
+            )
     return parse_footer(data, size, selection)
 
 
-def _row_groups(
-    usual: UsualFooter, columns: ColumnArrays, selection: FooterSelection, end: int
-) -> Iterator[RowGroup]:
-    """Yield the selected row groups."""
-    leaves = [(leaf, selection.has_statistics(leaf)) for leaf in usual.schema.leaves]
-    kept = [at for at, (leaf, _) in enumerate(leaves) if selection.has_column(leaf)]
-    for group in range(usual.count) if selection.groups is None else selection.groups:
-        if group >= usual.count:
-            return
+def _read_large(usual: UsualFooter, end: int, selection: FooterSelection) -> list[RowGroup] | None:
+    """Return the selected row groups; None if the footer does not pass the checks."""
+    columns, are_good = read_columns(usual.schema, [usual], [end])
+    if not are_good.all():
+        return None
+    kept = [at for at, leaf in enumerate(usual.schema.leaves) if selection.has_column(leaf)]
+    found = []
+    for group in _selected(usual, selection):
         numbers = [
             array[group, kept].tolist()
             for array in (
@@ -149,29 +151,107 @@ def _row_groups(
                 columns.values, columns.has_dictionary,
             )
         ]  # fmt: skip
-        found = []
-        for at, *own in zip(kept, *numbers, strict=True):
-            leaf, has_statistics = leaves[at]
-            place = group * len(leaves) + at
-            codec, encodings = codec_and_encodings(usual.kinds[place])
-            raw = usual.statistics[place] if has_statistics else b""
-            start, data_start, compressed, uncompressed, values, has_dictionary = own
-            found.append(
-                ColumnChunk(
-                    leaf,
-                    codec,
-                    start,
-                    data_start,
-                    compressed,
-                    uncompressed,
-                    values,
-                    has_dictionary,
-                    encodings if selection.encodings else [],
-                    parse_statistics(raw) if raw else None,
-                    *offset_index(usual.indexes[place], end),
-                )
-            )
-        yield RowGroup(int(columns.rows[group]), found)
+        build = _Builder(usual, selection, group, end)
+        chunks = [build.chunk(at, own) for at, *own in zip(kept, *numbers, strict=True)]
+        found.append(RowGroup(int(columns.rows[group]), chunks))
+    return found
+
+
+def _read_small(usual: UsualFooter, end: int, selection: FooterSelection) -> list[RowGroup] | None:
+    """Do the same one by one: of few numbers, arrays take longer than the numbers."""
+    leaves = usual.schema.leaves
+    if usual.types != bytes(leaf.physical for leaf in leaves) * usual.count:
+        return None
+    numbers = iter(_read_numbers(usual.numbers)[1::2])
+    dictionaries = iter(_read_numbers(usual.dictionaries)[1::2])
+    has_offset = iter(usual.has_dictionary)
+    all_rows = _read_numbers(usual.group_rows)[3::4]
+    if sum(all_rows) != _read_numbers(usual.rows)[0]:
+        return None
+    selected = _selected(usual, selection)
+    found = []
+    for group, rows in enumerate(all_rows):
+        build = _Builder(usual, selection, group, end)
+        chunks = []
+        for at, leaf in enumerate(leaves):
+            values, uncompressed, compressed, data_start = islice(numbers, 4)
+            offset = next(dictionaries) if next(has_offset) else 0
+            start = min(data_start, offset) if offset > 0 else data_start
+            if (
+                not 0 <= rows <= values
+                or (values > rows and not leaf.is_repeated)
+                or min(uncompressed, compressed) < 0
+                or max(values, uncompressed, compressed) > MAX_VALUES
+                or leaf.length > max(uncompressed, LONG_VALUE)
+                or (values and (start < len(MAGIC) or max(start + compressed, data_start) > end))
+            ):
+                return None
+            if group in selected and selection.has_column(leaf):
+                own = (start, data_start, compressed, uncompressed, values, offset > 0)
+                chunks.append(build.chunk(at, own))
+        if group in selected:
+            found.append(RowGroup(rows, chunks))
+    return found
+
+
+def _selected(usual: UsualFooter, selection: FooterSelection) -> range:
+    """Return the selected row groups that the footer has."""
+    if selection.groups is None:
+        return range(usual.count)
+    return range(selection.groups.start, min(selection.groups.stop, usual.count))
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Builds the column chunks of a row group from their numbers, which are checked."""
+
+    usual: UsualFooter
+    selection: FooterSelection
+    group: int
+    end: int
+    """Offset of the footer."""
+
+    def chunk(self, at: int, numbers: Sequence[int]) -> ColumnChunk:
+        """Return the column chunk of a leaf.
+
+        Args:
+            at: The leaf.
+            numbers: Start, data_start, compressed, uncompressed, values and has_dictionary, as of
+                `ColumnChunk`.
+        """
+        start, data_start, compressed, uncompressed, values, has_dictionary = numbers
+        usual, leaf = self.usual, self.usual.schema.leaves[at]
+        place = self.group * len(usual.schema.leaves) + at
+        codec, encodings = codec_and_encodings(usual.kinds[place])
+        raw = usual.statistics[place] if self.selection.has_statistics(leaf) else b""
+        index = usual.indexes[place]
+        return ColumnChunk(
+            leaf,
+            codec,
+            start,
+            data_start,
+            compressed,
+            uncompressed,
+            values,
+            bool(has_dictionary),
+            encodings if self.selection.encodings else [],
+            parse_statistics(raw) if raw else None,
+            *(offset_index(index, self.end) if index else (0, 0)),
+        )
+
+
+def _read_numbers(data: bytes) -> list[int]:
+    """Decode consecutive signed (zigzag) integers, as `read_varints` does."""
+    found = []
+    value = shift = 0
+    for byte in data:
+        value |= (byte & 127) << shift
+        if byte > 127:
+            shift += 7
+        else:
+            found.append((value >> 1) ^ -(value & 1))
+            value = shift = 0
+    return found
 
 
 def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipeline.errors import InvalidUriError
 
@@ -45,13 +46,20 @@ def parse(uri: str) -> Location:
         InvalidUriError: The scheme is neither `s3` nor `file`, the bucket is missing or is not a
             bucket name, or the URI contains credentials or a control character.
     """
-    match = _S3.fullmatch(uri)
-    if match is not None:
-        return Location("s3", match[1], match[2] or "")
+    in_s3 = _parse_s3(uri)
+    if in_s3 is not None:
+        return in_s3
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return Location("file", "", _path(uri, rest if separator else os.path.abspath(uri)))
     raise _refusal(uri, scheme, rest)
+
+
+@lru_cache(maxsize=512)
+def _parse_s3(uri: str) -> Location | None:
+    """Split a URI in S3, which several steps of an operation do; None for any other."""
+    match = _S3.fullmatch(uri)
+    return None if match is None else Location("s3", match[1], match[2] or "")
 
 
 def _path(uri: str, path: str) -> str:

@@ -41,13 +41,14 @@ DIRECTORY_BUCKET_SUFFIX = "--x-s3"
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_.=/-]+")
 """Keys that obstore and S3 spell alike."""
+_UNSPELLABLE = frozenset(("", ".", ".."))
 COPY_BYTES = 5 << 30
 """Maximum size of an object that S3 copies in one request; larger objects are copied in parts."""
 
 
 def spellable(key: str) -> bool:
     """Whether obstore can name this key: it refuses empty, `.` and `..` segments."""
-    return not any(part in ("", ".", "..") for part in key.split("/"))
+    return _UNSPELLABLE.isdisjoint(key.split("/"))
 
 
 class S3Objects(S3Client, Backend):

@@ -217,11 +217,12 @@ def whole(
         return bad.args
 
 
+@pytest.mark.parametrize("large", [0, 1 << 30], ids=["as arrays", "one by one"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_whole_footers_say_the_same_either_way(
-    selection: str, monkeypatch: pytest.MonkeyPatch
+    selection: str, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footer_arrays, "_LARGE", 0)
+    monkeypatch.setattr(footer_arrays, "_LARGE", large)
     random = Random(f"whole {selection}")
     for name, data in CORPUS.items():
         plain = footer(data)

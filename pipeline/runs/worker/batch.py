@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from threading import Timer
 from typing import TypeVar
@@ -181,7 +181,17 @@ class Attempt:
     def add(self, done: Completion, schema: str) -> None:
         """Add a completion, with the requests that were made since the last one."""
         self.schemas.setdefault(schema)
-        self.entries.append(replace(done, **asdict(self.requests.take())))
+        counts = self.requests.take()
+        self.entries.append(
+            replace(
+                done,
+                reads=counts.reads,
+                writes=counts.writes,
+                retries=counts.retries,
+                throttled=counts.throttled,
+                request_limit=counts.request_limit,
+            )
+        )
 
     def flush_if_due(self) -> None:
         """Store what is not stored yet, if it is time to; then end if the run is cancelled."""

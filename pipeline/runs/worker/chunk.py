@@ -651,11 +651,6 @@ def stage(
             frame = arrange(mapped.frame, job)
             data, encodings = encode(without_key_columns(frame, mapped.chunk, context.schema), job)
         encoding, clock = time.perf_counter() - clock, time.perf_counter()
-    mapped = replace(
-        mapped,
-        compute_seconds=mapped.compute_seconds + encoding,
-        encode_seconds=mapped.encode_seconds + encoding,
-    )
     attempt = attempt or uuid.uuid4().hex
     measured = mapped.frame if mapped.measured is None else mapped.measured
     checked = check_figures(context, measured, attempt, mapped.failing)
@@ -676,6 +671,7 @@ def stage(
         batch=batch,
         worker=worker,
         attempt=attempt,
+        encoding_seconds=encoding,
         stage_seconds=seconds,
         bytes_out=result.staged.size,
         uri=uri,
@@ -746,16 +742,30 @@ def check_figures(
 
 
 def completion_of(
-    context: RunContext, mapped: ComputedChunk, *, stage_seconds: float, **where: Any
+    context: RunContext,
+    mapped: ComputedChunk,
+    *,
+    stage_seconds: float,
+    encoding_seconds: float = 0.0,
+    **where: Any,
 ) -> Completion:
-    """Make the completion of a computed chunk; `where` holds the fields of its staged output."""
+    """Make the completion of a computed chunk; `where` holds the fields of its staged output.
+
+    Args:
+        context: Context of the run.
+        mapped: The chunk.
+        stage_seconds: Seconds in staging its result.
+        encoding_seconds: Seconds in encoding it, unless the chunk counts them already.
+        where: Fields of its staged output.
+    """
+    compute_seconds = mapped.compute_seconds + encoding_seconds
     return Completion(
         chunk=mapped.chunk.id,
         index=mapped.chunk.index,
         started=mapped.started,
-        seconds=mapped.read_seconds + mapped.compute_seconds + stage_seconds,
+        seconds=mapped.read_seconds + compute_seconds + stage_seconds,
         read_seconds=mapped.read_seconds,
-        compute_seconds=mapped.compute_seconds,
+        compute_seconds=compute_seconds,
         stage_seconds=stage_seconds,
         rows_in=mapped.rows_in,
         rows_out=mapped.frame.height,
@@ -764,7 +774,7 @@ def completion_of(
         schema=digest_of(mapped.frame_schema),
         left_out=mapped.left_out,
         filled=mapped.filled,
-        encode_seconds=mapped.encode_seconds,
+        encode_seconds=mapped.encode_seconds + encoding_seconds,
         rewritten=mapped.rewritten[:MAX_REASON],
         memory=mapped.memory,
         **where,

@@ -55,7 +55,7 @@ from pipeline.runs.worker.page_parts import (
     choose_pages,
     write_part,
 )
-from pipeline.runs.worker.sparse_file import SparseFile, coalesce
+from pipeline.runs.worker.sparse_file import SparseFile, WholeFile, coalesce
 from pipeline.storage import Storage
 
 WHOLE_BYTES = 512 << 10
@@ -70,6 +70,10 @@ MAX_REASON_CHARACTERS = 500
 """Maximum length of the reason why an object was left out."""
 SMALL_BYTES = 1 << 20
 """Decoded bytes up to which Polars' in-memory engine is faster."""
+
+_SCAN = pl.QueryOptFlags.none()
+"""Optimizations of a query that selects columns and rows of a file: others only take time."""
+_SCAN.projection_pushdown = _SCAN.slice_pushdown = True
 
 Engine = Literal["in-memory", "streaming"]
 
@@ -124,7 +128,7 @@ def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
 class _LocalFile:
     """Columns of row groups in a local file, with a rewritten footer."""
 
-    file: SparseFile
+    file: SparseFile | WholeFile
     groups: Sequence[RowGroup]
     numbers: Sequence[int]
     """Numbers of the row groups in the object."""
@@ -153,13 +157,14 @@ class FragmentCopy:
         self._fragment = fragment
         self._options = options
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
-        self._file = SparseFile(fragment.size)
+        self._whole = fragment.size <= WHOLE_BYTES
+        self._file: SparseFile | WholeFile
+        self._file = WholeFile(memoryview(b"")) if self._whole else SparseFile(fragment.size)
         self._parts: list[SparseFile] = []
         self._fetched: dict[str, _LocalFile] = {}
         """Local file of each fetched column."""
         self._lock = Lock()
         self.bytes_read = 0
-        self._whole = fragment.size <= WHOLE_BYTES
         try:
             start = 0 if self._whole else fragment.size - fragment.footer_size
             self._fetch([(start, fragment.size)], self._file)
@@ -173,7 +178,7 @@ class FragmentCopy:
             self.close()
             raise
 
-    def _fetch(self, spans: Sequence[tuple[int, int]], file: SparseFile) -> None:
+    def _fetch(self, spans: Sequence[tuple[int, int]], file: SparseFile | WholeFile) -> None:
         for (start, _), data in zip(
             spans, self._storage.get_ranges(self._info, spans), strict=True
         ):
@@ -225,7 +230,8 @@ class FragmentCopy:
                 for chunk in group.columns:
                     chunk.statistics = None
         own = replace(footer, rows=self._local.rows, groups=self._groups)
-        self._file.write(0, memoryview(MAGIC))
+        if self._file.read(0, len(MAGIC)) != MAGIC:
+            self._file.write(0, memoryview(MAGIC))
         self._file.write(self._fragment.size, memoryview(write_footer(own)))
 
     def _has_statistics(self) -> bool:
@@ -359,7 +365,7 @@ class FragmentCopy:
         """Return a function that reads columns for a step (see `_steps`)."""
         by_pyarrow = self._by_pyarrow(local, columns)
         by_polars = [name for name in columns if name not in by_pyarrow]
-        scan = pl.scan_parquet(local.file.path, glob=False, hive_partitioning=False)
+        scan = pl.scan_parquet(local.file.scanned, glob=False, hive_partitioning=False)
         total = local.rows
 
         def read(groups: Sequence[int], first: int, rows: int) -> Iterator[pl.LazyFrame]:
@@ -483,7 +489,8 @@ class ChunkSource:
         self._chunk = chunk
         self.schema = schema
         """Schema of the dataset, as Polars reads it."""
-        self._visible = pl.Schema({n: schema[n] for n in options.columns or schema})
+        names = options.columns
+        self._visible = pl.Schema({name: schema[name] for name in names}) if names else schema
         self._filter = row_filter
         self._filter_columns = (
             set(row_filter.meta.root_names()) if row_filter is not None else set()
@@ -586,8 +593,13 @@ class ChunkSource:
         self.prefetch(stored)
         self.waited_seconds += time.perf_counter() - clock
         left = n_rows
+        is_plain = self._filter is None and predicate is None and left is None
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
+                if is_plain and copy.engine == "in-memory" and self._has_types(copy, stored):
+                    with naming(copy.uri, stored):
+                        yield self._shaped(lazy, names, self._virtual_values(copy))
+                    continue
                 shaped = self._shape(lazy, list(wanted), copy.types, self._virtual_values(copy))
                 engine = copy.engine
                 if self._filter is not None:
@@ -606,6 +618,30 @@ class ChunkSource:
                 yield self._collect(shaped, predicate, engine, (copy.uri, stored))
                 if left == 0:
                     return
+
+    def _has_types(self, copy: FragmentCopy, stored: Sequence[str]) -> bool:
+        """Whether an object has some of these columns, and all that it has in the right types."""
+        present = [name for name in stored if name in copy.types]
+        return bool(present) and all(copy.types[name] == self.schema[name] for name in present)
+
+    def _shaped(
+        self, lazy: pl.LazyFrame, names: Sequence[str], partition: Mapping[str, Any]
+    ) -> pl.DataFrame:
+        """Collect a small frame in the shape that `_shape` gives it, but for casts.
+
+        A plan of these steps takes Polars as long as decoding the frame. Casts are left to plans,
+        because those of columns that are in memory know fewer types.
+        """
+        frame = lazy.collect(engine="in-memory", optimizations=_SCAN)
+        have = set(frame.columns) - partition.keys()
+        columns = []
+        for name in names:
+            if name in have:
+                columns.append(frame.get_column(name))
+            else:
+                value = pl.Series(name, [partition.get(name)], dtype=self.schema[name])
+                columns.append(value.new_from_index(0, frame.height))
+        return pl.DataFrame(columns)
 
     @staticmethod
     def _without_columns(shaped: pl.LazyFrame, engine: Engine) -> pl.DataFrame:

@@ -48,8 +48,11 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
                 f"has no rows. Return another column too, or this one under another name: "
                 f"{_renaming(next(iter(values)))}"
             )
-    # By position: `drop` would take a name such as `*` or `^k$` as a pattern.
-    return pl.DataFrame([series for series in frame if series.name not in values])
+    # One by one: `drop` would take a name such as `*` or `^k$` as a pattern.
+    rest = frame.clone()
+    for name in values:
+        rest.drop_in_place(name)
+    return rest
 
 
 def _is_all(column: pl.Series, value: PartitionValue) -> bool:

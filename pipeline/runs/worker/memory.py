@@ -30,6 +30,7 @@ AHEAD_SHARE = 0.25
 """Share of a worker's memory for bytes that are read ahead, without the next chunk of a thread."""
 DEFAULT_AHEAD_BYTES = 256 << 20
 """Bytes that are read ahead by a process without a limit."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 FORGET = 0.1
 """Weight of a measurement that is lower than the ratio so far; a higher one counts at once."""
 FULL_WEIGHT_BYTES = 128 << 20
@@ -41,9 +42,22 @@ def _process(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
+@cache
+def _pages_file(pid: int) -> int | None:
+    """Open the file that tells the pages of this process; None where there is none."""
+    try:
+        return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
 def resident_bytes() -> int:
     """Return the memory of this process now."""
-    return int(_process(os.getpid()).memory_info().rss)
+    pid = os.getpid()
+    pages = _pages_file(pid)
+    if pages is None:
+        return int(_process(pid).memory_info().rss)
+    return int(os.pread(pages, 128, 0).split()[1]) * _PAGE_BYTES
 
 
 @cache

@@ -52,6 +52,8 @@ def fill_types(
         frame: Result of a chunk.
         types: Known types of its columns.
     """
+    if not types:  # As nearly always.
+        return frame, ()
     wanted = {}
     for name, kind in frame.schema.items():
         both = merge_dtypes(kind, types[name]) if name in types else None

@@ -2,6 +2,7 @@
 
 Polars scans it natively, with all its push-downs, while each byte comes from a request that is
 conditional on the planned version. The file is in memory on Linux, and a temporary file elsewhere.
+A small object, which is read whole, needs no file: Polars scans its bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from threading import Lock
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +33,11 @@ class SparseFile:
             self._name = self.path
         os.ftruncate(self._descriptor, size)
         self._open = True
+
+    @property
+    def scanned(self) -> str | bytes:
+        """What Polars scans."""
+        return self.path
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset."""
@@ -60,6 +67,45 @@ class SparseFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class WholeFile:
+    """All bytes of a small object; a `SparseFile` of them is made only where a path is needed."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._file: SparseFile | None = None
+        self._lock = Lock()
+
+    @property
+    def scanned(self) -> str | bytes:
+        """What Polars scans."""
+        return self._data.obj if isinstance(self._data.obj, bytes) else bytes(self._data)
+
+    @property
+    def path(self) -> str:
+        """Path of a file with these bytes."""
+        with self._lock:
+            if self._file is None:
+                self._file = SparseFile(len(self._data))
+                self._file.write(0, self._data)
+            return self._file.path
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset; before the path is used."""
+        parts = (self._data[:offset], data, self._data[offset + len(data) :])
+        self._data = memoryview(b"".join(parts))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes at an offset; fewer at the end of the file."""
+        return bytes(self._data[offset : offset + length])
+
+    def close(self) -> None:
+        """Free the memory; open scans keep theirs."""
+        self._data = memoryview(b"")
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
 
 
 def coalesce(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

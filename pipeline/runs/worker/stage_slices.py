@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import AbstractContextManager
-from dataclasses import replace
 
 import polars as pl
 
@@ -41,9 +40,6 @@ def stage_slices(
         refuse_long_folders(context.ledger.output, [folder for folder, _ in parts])
         data = pack_slices(parts, job.output.merge_key)
         encoding, clock = time.perf_counter() - clock, time.perf_counter()
-    mapped = replace(
-        mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
-    )
     attempt = uuid.uuid4().hex
     uri = join(context.ledger.prefix, "partials", f"{mapped.chunk.index:07d}-{attempt}.arrow")
     checked = check_figures(context, mapped.frame, attempt, mapped.failing)
@@ -55,6 +51,7 @@ def stage_slices(
         batch=batch,
         worker=worker,
         attempt=attempt,
+        encoding_seconds=encoding,
         stage_seconds=time.perf_counter() - clock,
         bytes_out=len(data),
         uri=uri,

@@ -296,12 +296,47 @@ def test_small_objects_take_one_request() -> None:
     assert counted.calls == ["get_ranges"]
 
 
+def test_small_objects_need_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_source, "SparseFile", None)
+    _, storage = stored({f"k={n}/a.parquet": parquet(100, 100 * n) for n in range(3)})
+    frames = collected(storage, plan_of(storage))
+    assert pl.concat(frames)["id"].to_list() == [*range(300)]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_columns_that_an_object_lacks_are_null_in_every_type(
+    small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_source, "SMALL_BYTES", 1 << 20 if small else 0)
+    schema = pl.Schema(
+        {
+            "list": pl.List(pl.Struct({"a": pl.Int8, "b": pl.Array(pl.Float32, 2)})),
+            "enum": pl.Enum(["x", "y"]),
+            "category": pl.Categorical(),
+            "money": pl.Decimal(38, 3),
+            "nothing": pl.Null(),
+            "moment": pl.Datetime("ns", "Europe/Berlin"),
+            "id": pl.Int64(),
+        }
+    )
+    _, storage = stored({"d=2024-02-29/a.parquet": parquet(5)})
+    [chunk] = plan_of(storage).chunks()
+    dtypes = pl.Schema({**schema, "d": pl.Date()})
+    source = ChunkSource(storage, chunk, dtypes)
+    found = source.scan().select("d", *schema).collect()
+    source.close()
+    day = pl.Series("d", [date(2024, 2, 29)] * 5)
+    nulls = [pl.Series(name, [None] * 5, dtype=kind) for name, kind in schema.items()]
+    assert_frame_equal(found, pl.DataFrame([day, *nulls[:-1], pl.Series("id", range(5))]))
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
-def no_descriptor_stays_open() -> Iterator[None]:
+def no_descriptor_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(chunk_source, "WHOLE_BYTES", 0)  # Whole objects need none.
     pl.LazyFrame({"a": [1]}).collect(engine="streaming")  # its threads are started
     before = descriptors()
     yield

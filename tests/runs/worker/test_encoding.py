@@ -136,7 +136,10 @@ def test_small_frames_are_written_by_polars() -> None:
     frame = line_items(MIN_ROWS - 1)
     data, chosen = write_parquet(frame, ZSTD)
     assert not chosen
-    assert data == write_parquet(frame, DEFAULTS)[0]
+    assert data == write_parquet(frame, replace(DEFAULTS, compression=Compression("zstd", 1)))[0]
+    assert len(data) < 1.1 * len(write_parquet(frame, DEFAULTS)[0])
+    named = replace(ZSTD, compression=Compression("zstd", 3))
+    assert write_parquet(frame, named)[0] == write_parquet(frame, DEFAULTS)[0]
 
 
 def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:

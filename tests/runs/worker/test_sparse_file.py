@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.runs.worker import sparse_file
-from pipeline.runs.worker.sparse_file import SparseFile, coalesce
+from pipeline.runs.worker.sparse_file import SparseFile, WholeFile, coalesce
 
 SPANS = st.lists(
     st.tuples(st.integers(0, 60 << 20), st.integers(0, 40 << 20)).map(lambda s: (s[0], s[0] + s[1]))
@@ -64,3 +64,19 @@ def test_without_memory_files_an_unnamed_one_on_disk_does(monkeypatch: pytest.Mo
         assert seen.read()[10:11] == b"x"
     file.close()
     assert not os.path.exists(file.path)
+
+
+def test_an_object_that_is_whole_needs_a_file_only_where_a_path_does() -> None:
+    file = WholeFile(memoryview(b""))
+    file.write(0, memoryview(bytearray(b"PARX middle")))
+    file.write(0, memoryview(b"PAR1"))
+    file.write(11, memoryview(b" end"))
+    assert file.read(5, 6) == b"middle"
+    assert file.read(12, 100) == b"end"
+    assert file.scanned == b"PAR1 middle end"
+    with open(file.path, "rb") as seen:
+        assert seen.read() == file.scanned
+    path = file.path
+    file.close()
+    file.close()
+    assert not os.path.exists(path)
