@@ -14,6 +14,8 @@ def test_the_contracts_are_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    # It would switch off all loggers that there are, for the tests after this one too.
+    monkeypatch.setattr(cli, "_configure_logging", lambda verbose: None)
     broken = cli.lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert broken == cli.EXIT_STATUS_SUCCESS, capsys.readouterr().out
 
