@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import psutil
@@ -671,8 +673,18 @@ def test_a_worker_is_killed_and_another_takes_over(project: Project, world: Worl
 
 
 def start_run(project: Project, deployment: str) -> None:
+    """Start a run of a deployment; repeated while the server is busy, as Prefect's client does."""
     known = project.deployment(deployment)["id"]
-    project.world.ask_prefect(f"deployments/{known}/create_flow_run", {})
+
+    def started() -> Any:
+        try:
+            return project.world.ask_prefect(f"deployments/{known}/create_flow_run", {})
+        except HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+            return None
+
+    awaited(started)
 
 
 @pytest.mark.long
