@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tomllib
 from itertools import pairwise
 
 import pytest
@@ -108,3 +109,20 @@ def test_the_context_is_named_piece_by_piece() -> None:
     assert rules[0] == "*", "everything is left out but what is named"
     assert {"deploy/secrets", "**/.env*"} <= set(rules)
     assert "!tests" not in rules
+
+
+def _copied(body: str) -> set[str]:
+    """What instructions take from the context, by its first folder or file."""
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", body, re.MULTILINE)
+    return {source.partition("/")[0] for copy in copies for source in copy.split()}
+
+
+def test_the_context_has_what_is_copied_and_nothing_else() -> None:
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} == _copied(JOINED)
+
+
+def test_every_packaged_module_is_copied() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    packaged = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    assert set(packaged) <= _copied(_stages()["environment"])
