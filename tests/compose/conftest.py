@@ -14,7 +14,7 @@ import yaml
 
 from tests.compose import images
 from tests.compose.cluster import FILE, Cluster
-from tests.compose.engine import Engine, NoEngineError, running_engine
+from tests.compose.engine import Engine, NoEngineError, building_engine, running_engine
 from tests.compose.jobs import put_small_objects
 
 collect_ignore_glob = [] if os.environ.get("COMPOSE_TESTS") else ["test_*.py"]
@@ -22,12 +22,24 @@ collect_ignore_glob = [] if os.environ.get("COMPOSE_TESTS") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Engine, dict[str, images.Built]]]:
     # Not pytest's own folder, which is kept: an engine's data is gigabytes, some of it mounted.
     folder = tmp_path_factory.mktemp("engine")
     try:
-        with running_engine(folder) as engine:
-            yield engine
+        with building_engine(folder) as builder:
+            images.provide_bases(builder, _expanded())
+            made = {
+                target: images.build(builder, target, tag)
+                for target, tag in (("chunkmap", "chunkmap:local"), ("s3", "chunkmap-s3:local"))
+            }
+        for one in made.values():
+            print(
+                f"\n{one.tag}: {one.bytes / 1e6:.0f} MB, built in {one.seconds:.0f} s", flush=True
+            )
+        with running_engine(builder) as engine:
+            yield engine, made
     except NoEngineError as why:
         pytest.skip(f"no container engine: {why}")
     finally:
@@ -35,22 +47,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def built(engine: Engine) -> dict[str, images.Built]:
+def engine(prepared: tuple[Engine, dict[str, images.Built]]) -> Engine:
+    return prepared[0]
+
+
+@pytest.fixture(scope="session")
+def built(prepared: tuple[Engine, dict[str, images.Built]]) -> dict[str, images.Built]:
     """The images of the Dockerfile, on base images that were pulled or made."""
-    try:
-        images.provide_bases(engine, _expanded())
-    except NoEngineError as why:
-        pytest.skip(f"no base images: {why}")
-    made = {
-        target: images.build(engine, target, tag)
-        for target, tag in (("chunkmap", "chunkmap:local"), ("s3", "chunkmap-s3:local"))
-    }
-    for client in made.values():
-        print(
-            f"\n{client.tag}: {client.bytes / 1e6:.0f} MB, built in {client.seconds:.0f} s",
-            flush=True,
-        )
-    return made
+    return prepared[1]
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 60.0
 APT = ("apt-get", "-qq", "--yes", "--no-install-recommends")
+CLONE_NEWNET = 0x40000000
+BUILDING = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
+"""Of a daemon that only builds, on this machine's network: it changes nothing there."""
+RUNNING = ("--bip=172.29.0.1/24", "--default-address-pool=base=172.30.0.0/16,size=24")
+"""Of a daemon that runs containers, in a network namespace of its own, with its usual firewall."""
 # Bookworm's Compose is of another generation; the newest is a single static program.
 SUITES_WITH_COMPOSE = ("sid", "unstable", "trixie")
 
@@ -57,8 +63,10 @@ class Engine:
 
 
 @contextmanager
-def running_engine(folder: Path) -> Iterator[Engine]:
+def building_engine(folder: Path) -> Iterator[Engine]:
     """The engine that DOCKER_HOST or the usual socket leads to, else one that is started here.
+
+    One that is started here builds images, but runs no containers with a network.
 
     Raises:
         NoEngineError: none answers, and none can be started.
@@ -67,18 +75,40 @@ def running_engine(folder: Path) -> Iterator[Engine]:
     if found and _answers(found, dict(os.environ)) and _has_compose(found, dict(os.environ)):
         yield Engine(found, dict(os.environ), is_ours=False, folder=folder)
         return
-    with ExitStack() as stack:
-        _install()
-        program, config = "/usr/bin/docker", folder / "config"
-        _add_compose(config / "cli-plugins", folder)
-        socket = f"unix://{stack.enter_context(_daemon(folder))}"
+    _install()
+    config = folder / "config"
+    _add_compose(config / "cli-plugins", folder)
+    with _daemon(folder, BUILDING) as socket:
         variables = {
             **os.environ,
-            "DOCKER_HOST": socket,
+            "DOCKER_HOST": f"unix://{socket}",
             "DOCKER_CONFIG": str(config),
             "DOCKER_BUILDKIT": "1",
         }
-        yield Engine(program, variables, is_ours=True, folder=folder)
+        yield Engine("/usr/bin/docker", variables, is_ours=True, folder=folder)
+
+
+@contextmanager
+def running_engine(builder: Engine) -> Iterator[Engine]:
+    """An engine with the images of one that has built them, which is stopped if it is ours.
+
+    For one of ours, this process leaves the machine's network for good: containers, their bridges
+    and the firewall are in a namespace that ends with it, and the machine's own stays as it was.
+    """
+    if builder.is_ours:
+        _enter_own_network()
+        with _daemon(builder.folder, RUNNING):
+            yield builder
+    else:
+        yield builder
+
+
+def _enter_own_network() -> None:
+    # Of this thread and all that it starts; those that run already stay where they are.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        raise NoEngineError(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def _answers(program: str, variables: Mapping[str, str]) -> bool:
@@ -99,7 +129,10 @@ def _succeeds(command: list[str], variables: Mapping[str, str]) -> bool:
 def _install() -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise NoEngineError("no Docker engine answers; only root on Debian can start one here")
-    wanted = {"docker.io": "dockerd", "debootstrap": "debootstrap", "iptables": "iptables"}
+    wanted = {
+        **{"docker.io": "dockerd", "debootstrap": "debootstrap"},
+        **{"iptables": "iptables", "iproute2": "ip"},
+    }
     missing = [package for package, program in wanted.items() if shutil.which(program) is None]
     if missing:
         print(f"installing {', '.join(missing)}", flush=True)
@@ -171,17 +204,13 @@ def _add_compose(plugins: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _daemon(folder: Path) -> Iterator[Path]:
-    """dockerd on a socket, data and addresses of its own; stopped afterwards."""
+def _daemon(folder: Path, network: tuple[str, ...]) -> Iterator[Path]:
+    """dockerd on a socket and with data of its own; stopped afterwards."""
     socket, log = folder / "docker.sock", folder / "dockerd.log"
     command = [
         "dockerd",
         "--storage-driver=overlay2",
-        # Without a firewall of its own: published ports go through its proxy.
-        "--iptables=false",
-        "--ip6tables=false",
-        "--bip=172.29.0.1/24",
-        "--default-address-pool=base=172.30.0.0/16,size=24",
+        *network,
         f"--host=unix://{socket}",
         # Where it is kept from one call to the next, base images need not be made again.
         f"--data-root={os.environ.get('COMPOSE_ENGINE_DATA', folder / 'data')}",
