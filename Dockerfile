@@ -68,6 +68,8 @@ COPY --from=environment /opt/chunkmap /opt/chunkmap
 WORKDIR /app
 COPY deploy deploy
 COPY conf conf
+# Where transforms may come from (transforms.allow in conf/base.yaml).
+COPY examples examples
 COPY prefect.yaml prefect.yaml
 ENV PATH=/opt/chunkmap/bin:$PATH CHUNKMAP_ENVIRONMENT=compose CHUNKMAP_CONF=/app/conf \
     CHUNKMAP_STATE_DIR=/tmp/chunkmap PREFECT_HOME=/tmp/prefect

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 from packaging.utils import canonicalize_name
 
+from pipeline.config.settings import load_settings
 from tests.contracts.source import ROOT
 from tests.contracts.test_lock import ENTRY, pins
 
@@ -126,3 +127,9 @@ def test_every_packaged_module_is_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     packaged = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
     assert set(packaged) <= _copied(_stages()["environment"])
+
+
+def test_packages_that_transforms_may_come_from_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    allowed = load_settings("compose").transforms.allow
+    assert {name.partition(".")[0] for name in allowed} <= _copied(_stages()["chunkmap"])
