@@ -16,8 +16,9 @@ LINEITEMS_SINCE_1994 = 4_336_142
 
 
 def test_images_are_of_a_sane_size(built: dict[str, Built]) -> None:
-    # On Debian's own Python, which stands in for a slimmer one, it is 1.23 GB.
-    assert built["chunkmap"].bytes < 1.5e9
+    # On Debian's own Python (0.27 GB), which stands in for a slimmer one, it is 1.51 GB; the
+    # largest packages: Polars and pyarrow (0.17 GB each), deltalake (0.13), vl_convert (0.08).
+    assert built["chunkmap"].bytes < 1.6e9
     assert built["s3"].bytes < 0.6e9
 
 
