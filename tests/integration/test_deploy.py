@@ -490,7 +490,7 @@ def test_one_job_follows_another_by_event(project: Project, world: World) -> Non
 
 
 @pytest.mark.long
-def test_people_are_told_of_failures_crashes_lateness_and_recovery(
+def test_people_are_told_of_failures_quarantine_crashes_lateness_and_recovery(
     project: Project, world: World
 ) -> None:
     with Webhook() as webhook:
@@ -514,6 +514,13 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
         fixed = world.job("told-failed", "shop.told:fails", params={"broken": False})
         assert world.chunkmap("run", fixed).code == 0
         webhook.await_message("told-failed is done again")
+        source = "s3://demo/told-kept/"
+        world.storage.put(f"{source}good.parquet", parquet(sales(0, 10)))
+        world.storage.put(f"{source}bad.parquet", b"PAR1 is what it is not")
+        rules = {"on_bad_object": "quarantine", "max_quarantined": 1}
+        kept = world.chunkmap("run", world.job("told-kept", source=source, input=rules), "--json")
+        message = webhook.await_message("told-kept: rows or objects in quarantine")
+        assert kept.data["quarantine"][0] in message["body"]
         # A flow run whose process is gone, as Prefect tells it.
         killed = world.start("run", world.job("told-crashed", "shop.transforms:slow"))
         _, driver = driver_of(world, "told-crashed", killed)
