@@ -219,7 +219,12 @@ def _client(api_url: str, password: str) -> Any:
     """Return the client for the current settings, which name this address and password."""
     from prefect.client.orchestration import get_client
 
-    return get_client(sync_client=True).__enter__()  # Never exited: it is kept.
+    from pipeline.flows.busy_server import PatientTransport
+
+    client: Any = get_client(sync_client=True)
+    # Only now: httpx makes a transport for the settings if it is given none.
+    client._client._transport = PatientTransport(client._client._transport)
+    return client.__enter__()  # Never exited: it is kept.
 
 
 @contextmanager
