@@ -37,8 +37,8 @@ eight arenas per core, and a buffer of each chunk is in another: a worker kept 4
 chunks, 80 MB after 192.
 
 Polars has an allocator of its own, jemalloc, which returns free pages after half a second: each
-chunk has its pages mapped and cleared again, a twelfth of a worker's CPU time. Within five seconds
-the next chunk uses them (15 MB more at the peak)."""
+chunk has its pages mapped and cleared again, a tenth of its CPU time. Within five seconds the next
+chunk uses them (benchmarks/micro/free_pages.py)."""
 NO_WORKERS_SECONDS = 120.0
 """Seconds that a run waits for a worker when there is none."""
 NANNY_BYTES = 192 << 20

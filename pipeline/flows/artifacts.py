@@ -1,4 +1,4 @@
-"""Show runs and backfills in Prefect by artifacts, which are for people.
+"""Show runs, backfills and ingests in Prefect by artifacts, which are for people.
 
 If the server is slow or unavailable, the work continues without them.
 """
@@ -44,22 +44,42 @@ class ArtifactSender:
     _artifact: UUID | None = None
     _request: Thread | None = None
     _updated: float = field(default_factory=time.monotonic)
+    _unsent: tuple[float, str] | None = None
+    """The latest progress, if Prefect was busy with the one before."""
 
-    def show_progress(self, percent: float, text: str, *, is_over: bool) -> None:
-        """Show the progress, unless that was done seconds ago and there is more to come."""
-        if is_over or time.monotonic() - self._updated >= ARTIFACT_SECONDS:
+    def show_progress(self, percent: float, text: str, *, at_once: bool) -> None:
+        """Show the progress, unless that was done seconds ago; `at_once`, e.g. the last, anyway."""
+        if at_once or time.monotonic() - self._updated >= ARTIFACT_SECONDS:
             self._updated = time.monotonic()
-            self._try_to_send(lambda: self._show(percent, text))
+            self._unsent = percent, text
+            self._send_progress()
 
     def send(self, create: Callable[[], object]) -> None:
-        """Send an artifact after those before it."""
+        """Send an artifact after those before it; not if these wait for the server."""
         self.wait()
-        self._try_to_send(create)
+        if self._is_free:
+            self._start(create)
 
     def wait(self) -> None:
-        """Wait for the last request; not for long if the server is gone."""
+        """Wait until all is sent; not for long if the server is gone."""
+        self._join()
+        if self._unsent is not None and self._is_free:
+            self._send_progress()
+            self._join()
+
+    @property
+    def _is_free(self) -> bool:
+        return self._request is None or not self._request.is_alive()
+
+    def _join(self) -> None:
         if self._request is not None:
             self._request.join(FLUSH_SECONDS)
+
+    def _send_progress(self) -> None:
+        if self._unsent is not None and self._is_free:
+            percent, text = self._unsent
+            self._unsent = None
+            self._start(lambda: self._show(percent, text))
 
     def _show(self, percent: float, text: str) -> None:
         if self._artifact is None:
@@ -70,12 +90,11 @@ class ArtifactSender:
         else:
             update_progress_artifact(self._artifact, progress=percent, description=text)
 
-    def _try_to_send(self, call: Callable[[], object]) -> None:
-        """Call Prefect in a thread, unless it is busy with the last call."""
-        if self._request is None or not self._request.is_alive():
-            run = copy_context().run
-            self._request = Thread(target=run, args=(_log_errors, call), daemon=True)
-            self._request.start()
+    def _start(self, call: Callable[[], object]) -> None:
+        """Call Prefect in a thread, which has no event loop and delays nobody."""
+        run = copy_context().run
+        self._request = Thread(target=run, args=(_log_errors, call), daemon=True)
+        self._request.start()
 
 
 def _log_errors(call: Callable[[], object]) -> None:
@@ -100,14 +119,13 @@ class BackfillArtifacts:
     def update(self, progress: WindowProgress) -> None:
         """Show how many windows and chunks are done."""
         self._last = progress
-        self._show(progress, is_over=False)
+        self._show(progress, at_once=False)
 
     def finish(self) -> None:
         """Show the table of windows; waits a few seconds at most until Prefect has it."""
         if self._last is None:
             return  # It ended before its windows were read.
-        self.sender.wait()
-        self._show(self._last, is_over=True)
+        self._show(self._last, at_once=True)
         windows = self._last.frame()
         rows, shown = windows_rows(windows), windows_summary(windows)
         rest = windows.height - len(rows)
@@ -118,7 +136,7 @@ class BackfillArtifacts:
         self.sender.send(lambda: create_table_artifact(rows, key=key, description=text))
         self.sender.wait()
 
-    def _show(self, progress: WindowProgress, *, is_over: bool) -> None:
+    def _show(self, progress: WindowProgress, *, at_once: bool) -> None:
         counts = progress.counts()
         percent = 100.0 * counts["chunks_done"] / max(1, counts["chunks"])
         todo = len(progress.labels) - counts["skipped"] - counts["empty"]
@@ -126,7 +144,7 @@ class BackfillArtifacts:
             f"{counts['done']:,} of {plural(todo, 'window')} done, {counts['failed']:,} failed; "
             f"{counts['chunks_done']:,} of {plural(counts['chunks'], 'chunk')}"
         )
-        self.sender.show_progress(percent, text, is_over=is_over)
+        self.sender.show_progress(percent, text, at_once=at_once)
 
 
 def windows_summary(windows: pl.DataFrame) -> str:

@@ -172,7 +172,7 @@ def later_run(scheduled: datetime, now: datetime) -> datetime | None:
     )
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=due, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-    # Those that somebody has started by hand may have other parameters.
+    # Runs that were started by hand may have other parameters.
     return next((each.expected_start_time for each in runs if each.auto_scheduled), None)
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from pipeline.config.ingest import Ingest, SecretPlace, parse_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
+from pipeline.flows.artifacts import ArtifactSender
 from pipeline.flows.ingest_workers import LEAST_RANGES, ClusterWorkers
 from pipeline.flows.lineage import lineage
 from pipeline.flows.lineage_facts import facts_of_ingest
@@ -42,11 +36,6 @@ from pipeline.masking import mask_text
 from pipeline.report.humanize import byte_size, plural
 from pipeline.storage import open_storage
 from pipeline.table.log import TableLog
-
-ARTIFACT_SECONDS = 5.0
-"""Seconds between two updates of the progress artifact."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,7 @@ def ingest_step(name: str, own: str, work: Callable[[], Any]) -> Any:
     validate_parameters=False,
 )
 def ingest_flow(name: str, definition: str) -> IngestSummary:
-    """Ingest the pages of an API into an output, or go on with an ingest that was stopped.
+    """Ingest the pages of an API into an output, or resume an ingest that was stopped.
 
     Args:
         name: The name of the ingest, for the Prefect UI.
@@ -104,7 +93,8 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
     """
     current = _options.get() or IngestFlowOptions(load_settings())
     parsed = parse_ingest(definition)
-    shown = _Artifact(f"ingest-{name.lower().replace('_', '-').replace('.', '-')}")
+    key = f"ingest-{name.lower().replace('_', '-').replace('.', '-')}"
+    shown = _Shown(ArtifactSender(key))
 
     def listen(progress: IngestProgress) -> None:
         current.options.listen(progress)
@@ -153,31 +143,18 @@ def secret_of_place(place: SecretPlace) -> str | None:
     return read_secret_block(place.secret, f"{place.key}.secret")
 
 
-@dataclass(slots=True)
-class _Artifact:
-    """Shows the progress in Prefect, for people: without the server, the ingest continues."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Shows an ingest in Prefect: its progress, and at its end what was published."""
 
-    key: str
-    _id: UUID | None = None
-    _updated: float = 0.0
+    sender: ArtifactSender
 
     def update(self, progress: IngestProgress) -> None:
-        if progress.phase == "fetch" and time.monotonic() - self._updated < ARTIFACT_SECONDS:
-            return
-        self._updated = time.monotonic()
-        fetched = progress.fetched
-        share = fetched.done / max(1, fetched.feeds)
-        percent = 90.0 * share if progress.phase == "fetch" else 95.0
+        fetched, is_fetching = progress.fetched, progress.phase == "fetch"
+        percent = 90.0 * fetched.done / max(1, fetched.feeds) if is_fetching else 95.0
         pages, records = plural(fetched.pages, fetched.unit), plural(fetched.records, "record")
         text = f"{progress.phase}: {pages}, {records}"
-        with suppress(Exception):
-            if self._id is None:
-                created: Any = create_progress_artifact(percent, key=self.key, description=text)
-                self._id = created
-            else:
-                # Pages are fetched in an event loop, where Prefect would return a coroutine.
-                update: Any = update_progress_artifact
-                update(self._id, progress=percent, description=text, _sync=True)
+        self.sender.show_progress(percent, text, at_once=not is_fetching)
 
     def summarize(self, definition: Ingest, summary: IngestSummary) -> None:
         unit = {"http": "page", "files": "file"}.get(summary.source, "part")
@@ -187,9 +164,7 @@ class _Artifact:
             f"{plural(summary.files, 'file')}, {byte_size(summary.bytes)}.",
             *summary.notes,
         ]
-        with suppress(Exception):
-            if self._id is not None:
-                update_progress_artifact(self._id, progress=100.0, description="published")
-            create_markdown_artifact(
-                markdown=mask_text("\n\n".join(lines)), key=f"{self.key}-result"
-            )
+        text, key = mask_text("\n\n".join(lines)), f"{self.sender.key}-result"
+        self.sender.show_progress(100.0, "published", at_once=True)
+        self.sender.send(lambda: create_markdown_artifact(markdown=text, key=key))
+        self.sender.wait()

@@ -246,7 +246,7 @@ class PrefectOrchestrator(Orchestrator):
             f"{progress.failed:,} failed"
         )
         is_over = progress.done >= progress.chunks
-        self._sender(run).show_progress(percent, text, is_over=is_over)
+        self._sender(run).show_progress(percent, text, at_once=is_over)
 
     @override
     def show_checks(self, run: str, results: Sequence[CheckResult]) -> None:

@@ -34,10 +34,9 @@ def prepared(
                 target: images.build(builder, target, tag)
                 for target, tag in (("chunkmap", "chunkmap:local"), ("s3", "chunkmap-s3:local"))
             }
-        for one in made.values():
-            print(
-                f"\n{one.tag}: {one.bytes / 1e6:.0f} MB, built in {one.seconds:.0f} s", flush=True
-            )
+        for image in made.values():
+            size, seconds = f"{image.bytes / 1e6:.0f} MB", f"{image.seconds:.0f} s"
+            print(f"\n{image.tag}: {size}, built in {seconds}", flush=True)
         with running_engine(builder) as engine:
             yield engine, made
     except NoEngineError as why:

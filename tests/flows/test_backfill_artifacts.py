@@ -1,16 +1,23 @@
-"""What Prefect shows of a backfill."""
+"""What Prefect shows of a backfill, and how artifacts are sent."""
 
 from __future__ import annotations
 
-from typing import Any
+from threading import Event, Thread, current_thread, main_thread
+from typing import Any, get_args
 
 import polars as pl
 import pytest
 
 from pipeline.flows import artifacts
-from pipeline.flows.artifacts import BackfillArtifacts, windows_rows, windows_summary
+from pipeline.flows.artifacts import (
+    _ORDER,
+    ArtifactSender,
+    BackfillArtifacts,
+    windows_rows,
+    windows_summary,
+)
 from pipeline.runs.backfill.progress import WindowProgress
-from pipeline.runs.backfill.records import WINDOWS
+from pipeline.runs.backfill.records import WINDOWS, State
 
 STATES = ("done", "done", "failed", "waiting", "done")
 
@@ -28,6 +35,10 @@ def test_failed_windows_come_first_then_the_newest() -> None:
     rows = windows_rows(progress_of(STATES).frame())
     assert [row["window"][-2:] for row in rows] == ["03", "04", "05", "02", "01"]
     assert rows[0]["state"] == "failed"
+
+
+def test_windows_of_all_states_have_a_place() -> None:
+    assert sorted(_ORDER) == sorted(get_args(State))
 
 
 def test_windows_are_counted() -> None:
@@ -66,3 +77,23 @@ def test_large_backfills_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sent["rows"]) == 2
     assert "The table leaves out 3 windows" in sent["description"]
     assert "chunkmap backfill status b1" in sent["description"]
+
+
+def test_the_last_progress_is_shown_after_a_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, shown = Event(), list[tuple[Thread, float]]()
+
+    def create(progress: float, **_: object) -> str:
+        answers.wait(30)
+        shown.append((current_thread(), progress))
+        return "an id"
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda _, **more: create(**more))
+    sender = ArtifactSender("key")
+    for percent in (10.0, 50.0, 100.0):
+        sender.show_progress(percent, "", at_once=True)
+    assert shown == [], "the work does not wait for the server"
+    answers.set()
+    sender.wait()
+    assert [percent for _, percent in shown] == [10.0, 100.0]
+    assert main_thread() not in [thread for thread, _ in shown]

@@ -20,7 +20,7 @@ NOW = BEGIN + timedelta(days=4, hours=3)
 
 
 class Client:
-    """A server with late runs: of each day at two, and one that somebody has started."""
+    """A server with late runs: one of each day at two, and one that was started by hand."""
 
     def __init__(self) -> None:
         times = [BEGIN + timedelta(days=day) for day in range(5)]

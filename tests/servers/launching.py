@@ -204,7 +204,7 @@ def _seaweedfs(identities: str | None, folder: Path) -> _Start:
 
 
 def _start(folder: Path, name: str, prepare: Any) -> tuple[Server, subprocess.Popen[bytes]]:
-    """Start a server, with other ports if somebody took ours between looking and binding."""
+    """Start a server, with other ports if these were taken between the look and the start."""
     for again in range(TRIES):
         own = folder / str(again)
         own.mkdir(parents=True)

@@ -354,7 +354,7 @@ def _serve(descriptor: int, names: tuple[str, ...]) -> str:
             for each in descriptors:
                 os.close(each)
         if not clients:
-            # Whoever comes now starts another one; whoever came before this is served.
+            # A later client starts another server; one that has connected already is served.
             with suppress(FileNotFoundError):
                 os.unlink(address)
             if not select.select([listening], [], [], 0)[0]:

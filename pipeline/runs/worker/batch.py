@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
 from threading import Timer
 from typing import TypeVar
@@ -64,6 +64,7 @@ CHUNK_BUDGET_SECONDS = 120.0
 """Maximum seconds that a worker retries a chunk's transient errors; the next round retries too."""
 TIMEOUT_EXIT = 75
 """Exit code of a worker that exits because a chunk hangs (EX_TEMPFAIL)."""
+_COUNTS = tuple(each.name for each in fields(metrics.RequestCounts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +183,7 @@ class Attempt:
         """Add a completion, with the requests that were made since the last one."""
         self.schemas.setdefault(schema)
         counts = self.requests.take()
-        self.entries.append(
-            replace(
-                done,
-                reads=counts.reads,
-                writes=counts.writes,
-                retries=counts.retries,
-                throttled=counts.throttled,
-                request_limit=counts.request_limit,
-            )
-        )
+        self.entries.append(replace(done, **{name: getattr(counts, name) for name in _COUNTS}))
 
     def flush_if_due(self) -> None:
         """Store what is not stored yet, if it is time to; then end if the run is cancelled."""
