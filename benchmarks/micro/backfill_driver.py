@@ -14,15 +14,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from typing import Any
 
-from benchmarks.micro.ledger_only import ManyObjects, ledger_only_task
+from typing_extensions import override
+
+from benchmarks.micro.ledger_only import NO_INPUT, ManyObjects, ledger_only_task
 from benchmarks.suite.settings import load_suite_settings
-from partitioning import ObjectInfo, PlanRequest, plan_dataset
+from partitioning import PlanRequest, plan_dataset
 from partitioning.windows import Window
 from pipeline.config.job import Job, parse_job
 from pipeline.flows.executor import map_batch_task
@@ -42,18 +43,16 @@ FIRST = date(2022, 1, 1)
 class ManyDays(ManyObjects):
     """Objects that exist only as a listing, in daily partitions."""
 
-    def __init__(self, windows: int, each: int) -> None:
-        super().__init__(windows * each)
+    def __init__(self, uri: str, windows: int, each: int) -> None:
+        super().__init__(uri, windows * each)
         self._each = each
 
-    def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
-        """See `Reader.list`."""
-        for number, info in enumerate(super().list("")):
-            day = FIRST + timedelta(days=number // self._each)
-            yield ObjectInfo(f"{uri_prefix}ds={day}/{info.uri}", info.etag, info.size)
+    @override
+    def _name(self, number: int) -> str:
+        return f"ds={FIRST + timedelta(days=number // self._each)}/{super()._name(number)}"
 
 
-def job_of(output: str, source: str = "s3://demo/none/") -> Job:
+def job_of(output: str, source: str = NO_INPUT) -> Job:
     """A job over days whose transform does nothing."""
     return parse_job(
         f"""
@@ -75,8 +74,8 @@ class SyntheticDrafting(Drafting):
     """Chunks in a window."""
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
-        request = PlanRequest("s3://demo/none/", per_file=True)
-        result = plan_dataset(request, ManyDays(len(todo), self.each))
+        request = PlanRequest(NO_INPUT, per_file=True)
+        result = plan_dataset(request, ManyDays(NO_INPUT, len(todo), self.each))
         transform = load_transform(self.job.transform, {}, self.settings.transforms)
         return PlannedInput(result, transform, UNKNOWN_PROBE, Tables())
 

@@ -35,11 +35,15 @@ from pipeline.runs.worker.batch import Batch, BatchAttempt, BatchResult
 from pipeline.runs.worker.chunk import open_run
 from pipeline.storage import own_storage
 
+NO_INPUT = "s3://demo/none/"
+"""Folder of input that exists only as a listing."""
+
 
 class ManyObjects:
     """A reader of objects that exist only as a listing: all of them share one footer."""
 
-    def __init__(self, count: int, rows: int = 10) -> None:
+    def __init__(self, uri: str, count: int, rows: int = 10) -> None:
+        self._uri = uri
         self._count = count
         buffer = io.BytesIO()
         pq.write_table(pa.table({"id": pa.array(range(rows), pa.int64())}), buffer)
@@ -48,7 +52,13 @@ class ManyObjects:
     def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
         """See `Reader.list`."""
         for number in range(self._count):
-            yield ObjectInfo(f"{uri_prefix}{number:07d}.parquet", f"e{number}", len(self._data))
+            uri = self._uri + self._name(number)
+            # The planner also lists folders in which a table's log may lie.
+            if uri.startswith(uri_prefix):
+                yield ObjectInfo(uri, f"e{number}", len(self._data))
+
+    def _name(self, number: int) -> str:
+        return f"{number:07d}.parquet"
 
     def head(self, uri: str) -> ObjectInfo:
         """See `Reader.head`."""
@@ -62,8 +72,8 @@ class ManyObjects:
 
 def synthetic_plan(chunks: int) -> Plan:
     """Build a plan with this many chunks, of one small object each."""
-    request = PlanRequest(uri="s3://demo/none/", per_file=True)
-    return plan_dataset(request, ManyObjects(chunks)).plan
+    request = PlanRequest(uri=NO_INPUT, per_file=True)
+    return plan_dataset(request, ManyObjects(NO_INPUT, chunks)).plan
 
 
 class LedgerOnlyRun(BatchAttempt):

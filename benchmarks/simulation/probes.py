@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.micro.ledger_only import ManyObjects, ledger_only_run, synthetic_plan
+from benchmarks.micro.ledger_only import NO_INPUT, ManyObjects, ledger_only_run, synthetic_plan
 from benchmarks.suite.datasets import ensure
 from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.cluster import local
@@ -189,7 +189,7 @@ def _written(
     settings: Settings, storage: Storage, root: str, segments: int, each: int
 ) -> tuple[Ledger, float]:
     """Write a ledger with this many segments and completions per segment; return it, timed."""
-    job = job_of(root, "s3://demo/none/", "identity")
+    job = job_of(root, NO_INPUT, "identity")
     made, _ = ledger_only_run(settings, job, synthetic_plan(segments * each))
     ids = iter(enumerate(made.plan().chunk_ids))
     with stopwatch() as writing:
@@ -233,7 +233,7 @@ def planning(settings: Settings, storage: Storage, root: str) -> Figures:
         files = plan_dataset(PlanRequest(uri=card.uri), reader).explain.footers_read
     chunks = 20_000
     with stopwatch() as pure:
-        plan = plan_dataset(PlanRequest(uri="s3://demo/none/", per_file=True), ManyObjects(chunks))
+        plan = plan_dataset(PlanRequest(NO_INPUT, per_file=True), ManyObjects(NO_INPUT, chunks))
     with stopwatch() as packing:
         data = plan.plan.to_bytes()
     with stopwatch() as opening:

@@ -74,6 +74,9 @@ _REJECTED: dict[str, Any] = {
 REJECTED = pl.Schema(_REJECTED)
 """Chunks with rows in quarantine. `source` is the name, below the output's state, of the object
 with these rows; it holds the attempt."""
+# One frame for all commits without such rows: making one took a third of a commit's draft.
+NO_QUARANTINED = QUARANTINED.to_frame()
+NO_REJECTED = REJECTED.to_frame()
 FILES = pl.Schema(_FILES)
 """Columns of a commit record: `key` is relative to the output, `sha256` is chunkmap's checksum."""
 
@@ -309,11 +312,11 @@ class Commit:
     """Types of partition columns that the job declares (`input.hive_types`), by name."""
     left_out: tuple[str, ...] = ()
     """Unreadable objects, each with a tab and the reason; at most MAX_LEFT_OUT_NAMED."""
-    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    quarantined: pl.DataFrame = field(default_factory=lambda: NO_QUARANTINED)
     """Objects in quarantine (schema QUARANTINED); at most MAX_LEFT_OUT_NAMED rows."""
     checks: tuple[CheckFigures, ...] = ()
     """What checks have found."""
-    rejected: pl.DataFrame = field(default_factory=REJECTED.to_frame)
+    rejected: pl.DataFrame = field(default_factory=lambda: NO_REJECTED)
     """Chunks with rows in quarantine (schema REJECTED)."""
 
     def to_bytes(self) -> bytes:
@@ -343,7 +346,7 @@ class Commit:
         Raises:
             ValueError, PlanFormatError, pyarrow.ArrowException: They are damaged, or another file.
         """
-        quarantined, rejected = QUARANTINED.to_frame(), REJECTED.to_frame()
+        quarantined, rejected = NO_QUARANTINED, NO_REJECTED
         if data.startswith(b"ARROW1"):  # The older format, without a checksum.
             with pa.ipc.open_file(io.BytesIO(data)) as reader:
                 table = reader.read_all()

@@ -18,8 +18,8 @@ from pipeline.table.columns import Columns, digest_columns
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import (
     MAX_LEFT_OUT_NAMED,
-    QUARANTINED,
-    REJECTED,
+    NO_QUARANTINED,
+    NO_REJECTED,
     Commit,
     CommitEntry,
     folders,
@@ -43,7 +43,7 @@ class LeftOut:
 
     named: tuple[str, ...] = ()
     """URI and reason of each object, separated by a tab."""
-    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    quarantined: pl.DataFrame = field(default_factory=lambda: NO_QUARANTINED)
     """Quarantined objects (schema QUARANTINED)."""
 
 
@@ -80,7 +80,7 @@ def draft_commit(
         left_out: Objects that could not be read.
         rejected: Chunks with rows in quarantine (schema REJECTED).
     """
-    rejected = REJECTED.to_frame() if rejected is None else rejected
+    rejected = NO_REJECTED if rejected is None else rejected
     files = files_of(record.output, done)
     absent, left_out = tuple(missing), left_out or LeftOut()
     # Partitions that an earlier commit of this run replaced hold this run's files now.

@@ -96,7 +96,7 @@ class Drafting:
             related = entries if label is None else [*by_window[None], *own]
             earlier = self.table_log.load_all(related)
             already = {chunk for commit in earlier for chunk in commit.files["chunk"].to_list()}
-            rest = done.filter(~pl.col("chunk").is_in(list(already)))
+            rest = done.filter(~pl.col("chunk").is_in(list(already))) if already else done
             if rest.is_empty() and (own or not already.isdisjoint(window.chunks)):
                 continue
             part = _Part(label, window, rest, missing, earlier)

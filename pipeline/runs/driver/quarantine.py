@@ -18,7 +18,7 @@ from pipeline.report.humanize import plural
 from pipeline.runs.driver.commit import LeftOut
 from pipeline.runs.ledger.check_files import CheckedResult, rejected_name
 from pipeline.runs.ledger.records import Progress, RunRecord
-from pipeline.table.manifest import QUARANTINED, REJECTED
+from pipeline.table.manifest import NO_QUARANTINED, NO_REJECTED, QUARANTINED, REJECTED
 
 _SHOWN = 3
 """Maximum number of objects that an error names."""
@@ -116,6 +116,8 @@ def left_out_of(
         ]
     if job.input.on_bad_object != "quarantine":
         rows = []
+    if not rows:
+        return LeftOut(tuple(named), NO_QUARANTINED)
     return LeftOut(tuple(named), pl.DataFrame(rows, schema=QUARANTINED, orient="row"))
 
 
@@ -129,7 +131,7 @@ def rejected_of(job: Job, record: RunRecord, done: pl.DataFrame) -> pl.DataFrame
     """
     rows = job.checks.rows
     if rows is None or rows.severity != "quarantine":
-        return REJECTED.to_frame()
+        return NO_REJECTED
     columns = done.select("chunk", "attempt", "rows_out", "checked").iter_rows()
     rejected = [
         (chunk, attempt, count, rejected_name(record.run, attempt))
