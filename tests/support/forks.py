@@ -396,5 +396,7 @@ def _become(
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = ["-c", *arguments]
+    # Tests in the background of a script inherit that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "dask" in sys.modules:
         sys.modules["dask"].config.refresh()  # It has read other variables.
