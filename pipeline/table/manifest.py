@@ -74,7 +74,7 @@ _REJECTED: dict[str, Any] = {
 REJECTED = pl.Schema(_REJECTED)
 """Chunks with rows in quarantine. `source` is the name, below the output's state, of the object
 with these rows; it holds the attempt."""
-# One frame for all commits without such rows: making one took a third of a commit's draft.
+# Shared by all commits without such rows: making these took a third of the time of a draft.
 NO_QUARANTINED = QUARANTINED.to_frame()
 NO_REJECTED = REJECTED.to_frame()
 FILES = pl.Schema(_FILES)

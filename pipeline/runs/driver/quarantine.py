@@ -18,7 +18,7 @@ from pipeline.report.humanize import plural
 from pipeline.runs.driver.commit import LeftOut
 from pipeline.runs.ledger.check_files import CheckedResult, rejected_name
 from pipeline.runs.ledger.records import Progress, RunRecord
-from pipeline.table.manifest import NO_QUARANTINED, NO_REJECTED, QUARANTINED, REJECTED
+from pipeline.table.manifest import NO_REJECTED, QUARANTINED, REJECTED
 
 _SHOWN = 3
 """Maximum number of objects that an error names."""
@@ -114,10 +114,8 @@ def left_out_of(
             for part in chunk.fragments
             if part.uri in reasons
         ]
-    if job.input.on_bad_object != "quarantine":
-        rows = []
-    if not rows:
-        return LeftOut(tuple(named), NO_QUARANTINED)
+    if job.input.on_bad_object != "quarantine" or not rows:
+        return LeftOut(tuple(named))
     return LeftOut(tuple(named), pl.DataFrame(rows, schema=QUARANTINED, orient="row"))
 
 

@@ -92,14 +92,10 @@ def store_report(
         parts = replace(parts, estimate=_estimate(storage, parts, settings))
     driver.end_phase(time.time())
     report = report_of(parts, driver, state, settings)
-    renderers = {"report.html": render_html, "report.json": render_json}
-
-    def store(name: str) -> tuple[str, str]:
-        body = renderers[name](report)
-        storage.put(ledger.prefix + name, body.encode())
-        return name, body
-
-    bodies = dict(map_concurrently(store, list(renderers)))
+    bodies = {"report.html": render_html(report), "report.json": render_json(report)}
+    map_concurrently(
+        lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies)
+    )
     uri = ledger.prefix + "report.html"
     return StoredReport(uri, keep_copy(folder, ledger.run, bodies), render_markdown(report, uri))
 
