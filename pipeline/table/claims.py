@@ -189,7 +189,7 @@ def _finish_others(table_log: TableLog, uri: str, decision: Decision | None) -> 
 def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
     """Make all files of a claim visible, and write its manifest."""
     if claim.rollback is None:
-        commits = claimed_commits(table_log, claim.commits)
+        commits = claimed_commits(table_log, claim)
         _make_visible(table_log, commits)
         write_evidence(table_log, claim.base + 1, commits)
         gone = publish_rejected(table_log, claim.base + 1, commits)
@@ -219,10 +219,12 @@ def _make_visible(table_log: TableLog, commits: Sequence[Commit]) -> None:
 
 def _listed(table_log: TableLog, base: int, commits: Sequence[Commit]) -> tuple[CommitEntry, ...]:
     """Return the commits of the manifest that adds some commits to a base."""
-    listed = table_log.manifest(base).commits
+    listed = list(table_log.manifest(base).commits)
     for commit in commits:
-        listed = (commit.entry,) if commit.entry.mode == "overwrite" else (*listed, commit.entry)
-    return listed
+        if commit.entry.mode == "overwrite":
+            listed.clear()
+        listed.append(commit.entry)
+    return tuple(listed)
 
 
 def explains(table_log: TableLog, claim: Claim, manifest: Manifest) -> bool:
@@ -231,25 +233,36 @@ def explains(table_log: TableLog, claim: Claim, manifest: Manifest) -> bool:
         return True
     if claim.rollback is not None:
         return manifest.rollback_of == claim.rollback
-    commits = claimed_commits(table_log, claim.commits)
-    listed = _listed(table_log, claim.base, commits)
-    return [entry.name for entry in listed] == [entry.name for entry in manifest.commits]
+    listed = _listed(table_log, claim.base, claimed_commits(table_log, claim))
+    named = [(entry.name, entry.record) for entry in manifest.commits]
+    return [(entry.name, entry.record) for entry in listed] == named
 
 
-def claimed_commits(table_log: TableLog, names: Sequence[str]) -> list[Commit]:
+def claimed_commits(
+    table_log: TableLog, claim: Claim, names: Collection[str] | None = None
+) -> list[Commit]:
     """Return the frozen commits that a claim names.
+
+    Args:
+        table_log: Table log of the output.
+        claim: The claim.
+        names: Names of the commits to return; default all.
 
     Raises:
         DamagedStateError: One of them is not stored, although commits are stored before the claim.
     """
-    commits = []
-    for name, commit in zip(names, map_concurrently(table_log.commit, names), strict=True):
+    wanted = [name for name in claim.commits if names is None or name in names]
+    if claim.record:
+        shared = table_log.commits(claim.record) if wanted else {}
+        found = [None if shared is None else shared.get(name) for name in wanted]
+    else:
+        found = map_concurrently(table_log.commit, wanted)
+    for name, commit in zip(wanted, found, strict=True):
         if commit is None:
             raise DamagedStateError(
                 table_log.head_file.uri, f"it claims commit {name}, which is not stored"
             )
-        commits.append(commit)
-    return commits
+    return [commit for commit in found if commit is not None]
 
 
 def vanished_from(commits: Sequence[Commit], attempts: Collection[str]) -> UploadsVanishedError:
@@ -329,18 +342,26 @@ def _is_release(manifest: Manifest, claim: Claim) -> bool:
 
 def _clear_released(table_log: TableLog, claim: Claim) -> None:
     if claim.rollback is None:
-        clear_commits(table_log, claim.commits)
+        clear_commits(table_log, claimed_readable(table_log, claim))
         return
     # Only files that this rollback restores have keys with this number.
     move_orphans(table_log, restored_by(visible_keys(table_log), claim.base + 1))
 
 
-def clear_commits(table_log: TableLog, names: Sequence[str]) -> None:
+def claimed_readable(table_log: TableLog, claim: Claim) -> list[Commit]:
+    """Return the commits of a claim whose records are stored and not damaged."""
+    if not claim.record:
+        return table_log.readable(claim.commits)
+    shared = table_log.readable_records([claim.record])
+    return [commit for commit in shared if commit.entry.name in claim.commits]
+
+
+def clear_commits(table_log: TableLog, commits: Sequence[Commit]) -> None:
     """Abort the staged outputs of released commits, and move their visible files away.
 
     Files of an adoption stay where they are.
     """
-    commits = [commit for commit in table_log.readable(names) if not commit.entry.adopts]
+    commits = [commit for commit in commits if not commit.entry.adopts]
     for commit in commits:
         table_log.storage.abort(own_staged(table_log, commit))
     released = {key for commit in commits for key in commit.files["key"].to_list()}

@@ -1,11 +1,19 @@
-"""Read and write the commit records of an output."""
+"""Read and write the commit records of an output.
+
+A commit has a record of its own, or shares one with the commits that are published with it. Its own
+is found by its name, and created once. A shared one has a new name each time, which the claim and
+the manifest tell; one that no claim has named counts for nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
+from typing import TypeVar
 
 import polars as pl
 
@@ -14,11 +22,25 @@ from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError
 from pipeline.storage import Storage, join, parse, state_prefix
 from pipeline.storage.documents import reading
 from pipeline.table.columns import Columns
-from pipeline.table.errors import damage_hint
+from pipeline.table.errors import DamagedStateError, damage_hint
 from pipeline.table.manifest import Commit, CommitEntry
+from pipeline.table.record_file import read_record, read_shared, write_record, write_shared
+
+T = TypeVar("T")
 
 MAX_CACHED_FILES = 100_000
-"""Maximum number of files in all cached commit records; they take about 30 MB."""
+"""Maximum number of files in all cached commit records; they take about 30 MB. The newest record is
+cached whatever its size."""
+_AMENDMENT = re.compile(r"\.a\d+$")
+"""End of the names of amendments."""
+
+Commits = Mapping[str, Commit]
+"""The commits of a record, by name."""
+
+
+def is_shared(record: str) -> bool:
+    """Whether the name of a record is that of one that several commits share."""
+    return record.startswith("shared-")
 
 
 class CommitRecords:
@@ -30,118 +52,212 @@ class CommitRecords:
         self.state = state_prefix(self.output)
         self.inferred_columns: dict[str, Columns] = {}
         """Columns of old commits without columns, by name, as `table.schemas` reads them."""
-        # A cache of records that never change.
-        self._commits: dict[tuple[str, int], Commit] = {}
+        # A cache of records that never change, by name and number of amendments.
+        self._cached: dict[tuple[str, int], Commits] = {}
         self._cached_files = 0
-        self._commits_lock = Lock()
+        self._cache_lock = Lock()
 
-    def commit(self, name: str, amendments: int | None = None) -> Commit | None:
-        """Return a commit record with all its amendments, or the first ones; None if not stored."""
-        cached = None if amendments is None else self._commits.get((name, amendments))
+    def commit(self, name: str, amendments: int | None = None, record: str = "") -> Commit | None:
+        """Return a commit with all amendments of its record, or the first ones.
+
+        Args:
+            name: Name of the commit.
+            amendments: Number of amendments; default all.
+            record: Name of the record that it shares; default its own.
+
+        Returns:
+            None if the record is not stored, or lacks the commit.
+        """
+        commits = self.commits(record or name, amendments)
+        return None if commits is None else commits.get(name)
+
+    def commits(self, record: str, amendments: int | None = None) -> Commits | None:
+        """Return the commits of a record with all its amendments, or the first ones.
+
+        Returns:
+            None if the record is not stored.
+        """
+        cached = None if amendments is None else self._cached.get((record, amendments))
         if cached is not None:
             return cached
-        commit = self._unamended(name)
-        if commit is None:
+        commits = self._cached.get((record, 0)) or self._read(record, record)
+        if commits is None:
             return None
-        number = 1
+        commits, number = self._cache(record, 0, commits), 1
         while amendments is None or number <= amendments:
-            blob = self.storage.get_or_none(self._commit_uri(name, number))
-            if blob is None and amendments is not None:
+            amendment = self._read(record, f"{record}.a{number}")
+            if amendment is None and amendments is not None:
                 # Amendments once had the names that later commits of a run have.
-                blob = self.storage.get_or_none(self._commit_uri(f"{name}.{number}", 0))
-            if blob is None:
+                amendment = self._read(record, f"{record}.{number}")
+            if amendment is None:
                 break
-            amendment = _parse_commit(blob.data, self._commit_uri(name, number))
-            commit = self._cache(_apply_amendment(commit, amendment, number))
+            commits = self._cache(record, number, _apply_amendment(commits, amendment, number))
             number += 1
-        return commit
+        return commits
 
-    def versions(self, name: str) -> list[Commit]:
-        """Return a commit as frozen, and after each of its amendments."""
-        newest = self.commit(name)
-        earlier = range(newest.entry.amendments) if newest is not None else ()
-        commits = (*(self.commit(name, number) for number in earlier), newest)
-        return [commit for commit in commits if commit is not None]
+    def versions(self, commits: Iterable[tuple[str, str]]) -> list[Commit]:
+        """Return commits as frozen, and after each amendment, as far as they are stored.
+
+        Args:
+            commits: Name of each commit, and of the record that it shares; empty for its own.
+        """
+        names: dict[str, list[str]] = {}
+        for name, record in commits:
+            names.setdefault(record or name, []).append(name)
+
+        def read(record: str) -> list[Commit]:
+            newest = self.commits(record)
+            if newest is None:
+                return []
+            number = max((commit.entry.amendments for commit in newest.values()), default=0)
+            earlier = (self.commits(record, amendments) for amendments in range(number))
+            stored = [newest, *(some for some in earlier if some is not None)]
+            return [some[name] for some in stored for name in names[record] if name in some]
+
+        return [commit for some in map_concurrently(read, names) for commit in some]
 
     def readable(self, names: Sequence[str]) -> list[Commit]:
-        """Return the frozen commits whose records are stored and not damaged."""
+        """Return the frozen commits of some names whose records are stored and not damaged.
 
-        def read(name: str) -> Commit | None:
+        Of commits that share records there may be several, frozen by publishers that have died.
+        """
+        found = [commit for commit in self._readable(self.commit, names) if commit is not None]
+        wanted = set(names).difference(commit.entry.name for commit in found)
+        shared = [record for record in self.stored_records() if is_shared(record)] if wanted else []
+        return found + [c for c in self.readable_records(shared) if c.entry.name in wanted]
+
+    def readable_records(self, records: Sequence[str]) -> list[Commit]:
+        """Return all commits of some records, as far as these are stored and not damaged."""
+        found = self._readable(self.commits, records)
+        return [commit for commits in found if commits is not None for commit in commits.values()]
+
+    @staticmethod
+    def _readable(read: Callable[[str], T | None], names: Sequence[str]) -> list[T | None]:
+        def attempt(name: str) -> T | None:
             with suppress(StateError):
-                return self.commit(name)
+                return read(name)
             return None
 
-        return [commit for commit in map_concurrently(read, names) if commit is not None]
+        return map_concurrently(attempt, names)
 
-    def _unamended(self, name: str) -> Commit | None:
-        cached = self._commits.get((name, 0))
-        if cached is not None:
-            return cached
-        uri = self._commit_uri(name, 0)
+    def stored_records(self) -> list[str]:
+        """Return the names of all stored records, without amendments."""
+        folder = join(self.state, "commits") + "/"
+        names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
+        stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
+        return [stem for stem in stems if not _AMENDMENT.search(stem)]
+
+    def _read(self, record: str, name: str) -> Commits | None:
+        """Read the object of a record, or of one of its amendments; None if it is not stored."""
+        uri = self._uri(name)
         blob = self.storage.get_or_none(uri)
-        return None if blob is None else self._cache(_parse_commit(blob.data, uri))
+        if blob is None:
+            return None
+        with reading(uri, damage_hint(uri)):
+            if not is_shared(record):
+                return {record: read_record(blob.data)}
+            commits = [_in_record(commit, record) for commit in read_shared(blob.data)]
+        return {commit.entry.name: commit for commit in commits}
 
-    def _cache(self, commit: Commit) -> Commit:
+    def _cache(self, record: str, amendments: int, commits: Commits) -> Commits:
         """Cache a stored record: with a given number of amendments it never changes."""
-        key = commit.entry.name, commit.entry.amendments
-        with self._commits_lock:
-            if key in self._commits:
-                return commit
-            self._commits[key] = commit
-            self._cached_files += commit.files.height
-            while self._cached_files > MAX_CACHED_FILES:
-                oldest = self._commits.pop(next(iter(self._commits)))
-                self._cached_files -= oldest.files.height
-        return commit
+        key = record, amendments
+        with self._cache_lock:
+            if key in self._cached:
+                return self._cached[key]
+            self._cached[key] = commits
+            self._cached_files += _count_files(commits)
+            while self._cached_files > MAX_CACHED_FILES and len(self._cached) > 1:
+                oldest = self._cached.pop(next(iter(self._cached)))
+                self._cached_files -= _count_files(oldest)
+        return commits
 
     def load(self, entry: CommitEntry) -> Commit:
         """Return the commit of a manifest's entry.
 
         Raises:
             ObjectMissingError: Its record does not exist.
+            DamagedStateError: The record that it shares lacks it.
         """
-        commit = self.commit(entry.name, entry.amendments)
-        if commit is None:
-            raise ObjectMissingError(self._commit_uri(entry.name, 0))
-        return commit
+        return self._pick(entry, self.commits(entry.record or entry.name, entry.amendments))
 
     def load_all(self, entries: Sequence[CommitEntry]) -> list[Commit]:
-        """Return the commits of several entries, read concurrently. Raises as `load`."""
-        return map_concurrently(self.load, entries)
+        """Return the commits of several entries; a record is read once. Raises as `load`."""
+        places = [(entry.record or entry.name, entry.amendments) for entry in entries]
+        needed = list(dict.fromkeys(places))
+        read = map_concurrently(lambda place: self.commits(*place), needed)
+        found = dict(zip(needed, read, strict=True))
+        return [self._pick(entry, found[p]) for entry, p in zip(entries, places, strict=True)]
+
+    def _pick(self, entry: CommitEntry, commits: Commits | None) -> Commit:
+        uri = self._uri(entry.record or entry.name)
+        if commits is None:
+            raise ObjectMissingError(uri)
+        if entry.name not in commits:
+            raise DamagedStateError(uri, f"it lacks commit {entry.name}, which a manifest lists")
+        return commits[entry.name]
 
     def write_commit(self, commit: Commit) -> Commit:
-        """Freeze a commit record; return the stored record if its name already exists."""
+        """Freeze a commit in its own record; return the stored commit if that exists already."""
+        name = commit.entry.name
         try:
-            self.storage.put_new(self._commit_uri(commit.entry.name, 0), commit.to_bytes())
+            self.storage.put_new(self._uri(name), write_record(commit))
         except AlreadyExistsError:
-            stored = self.commit(commit.entry.name)
+            stored = self.commit(name)
             assert stored is not None
             return stored
-        return self._cache(commit)
+        return self._cache(name, 0, {name: commit})[name]
 
-    def amend(self, commit: Commit, files: pl.DataFrame) -> None:
-        """Amend a frozen commit with new attempts at chunks whose uploads vanished.
+    def write_commits(self, commits: Sequence[Commit]) -> list[Commit]:
+        """Freeze commits that are to be published together; several share a new record.
+
+        Returns:
+            The frozen commits, in the same order.
+        """
+        if len(commits) == 1:
+            return [self.write_commit(commits[0])]
+        record = f"shared-{uuid.uuid4().hex}"
+        self.storage.put_new(self._uri(record), write_shared(commits))
+        frozen = {commit.entry.name: _in_record(commit, record) for commit in commits}
+        return list(self._cache(record, 0, frozen).values())
+
+    def amend(self, commits: Sequence[Commit]) -> None:
+        """Amend frozen commits with new attempts at chunks whose uploads vanished.
+
+        Args:
+            commits: Commits of one record as they were read, with the new attempts as files.
 
         Raises:
-            AlreadyExistsError: Another process has amended it since it was read.
+            AlreadyExistsError: Another process has amended the record since it was read.
         """
-        uri = self._commit_uri(commit.entry.name, commit.entry.amendments + 1)
-        self.storage.put_new(uri, replace(commit, files=files).to_bytes())
-
-    def _commit_uri(self, name: str, amendment: int) -> str:
+        entry = commits[0].entry
+        data = write_shared(commits) if entry.record else write_record(commits[0])
         # The names of a run's later commits end in a plain number.
-        suffix = f".a{amendment}" if amendment else ""
-        return join(self.state, "commits", f"{name}{suffix}.arrow")
+        name = f"{entry.record or entry.name}.a{entry.amendments + 1}"
+        self.storage.put_new(self._uri(name), data)
+
+    def _uri(self, name: str) -> str:
+        return join(self.state, "commits", f"{name}.arrow")
 
 
-def _parse_commit(data: bytes, uri: str) -> Commit:
-    with reading(uri, damage_hint(uri)):
-        return Commit.from_bytes(data)
+def _in_record(commit: Commit, record: str) -> Commit:
+    return replace(commit, entry=commit.entry.model_copy(update={"record": record}))
 
 
-def _apply_amendment(commit: Commit, amendment: Commit, number: int) -> Commit:
-    unchanged = commit.files.join(amendment.files, on="chunk", how="anti")
-    files = pl.concat([unchanged, amendment.files]).sort("index")
+def _count_files(commits: Commits) -> int:
+    return sum(commit.files.height for commit in commits.values())
+
+
+def _apply_amendment(commits: Commits, amendment: Commits, number: int) -> Commits:
+    return {name: _amended(commits[name], amendment.get(name), number) for name in commits}
+
+
+def _amended(commit: Commit, amendment: Commit | None, number: int) -> Commit:
+    files, rejected = commit.files, commit.rejected
+    if amendment is not None:
+        unchanged = files.join(amendment.files, on="chunk", how="anti")
+        files = pl.concat([unchanged, amendment.files]).sort("index")
+        rejected = _of_attempts(commit, amendment)
     entry = commit.entry.model_copy(
         update={
             "rows": int(files["rows"].sum()),
@@ -149,7 +265,7 @@ def _apply_amendment(commit: Commit, amendment: Commit, number: int) -> Commit:
             "amendments": number,
         }
     )
-    return replace(commit, entry=entry, files=files, rejected=_of_attempts(commit, amendment))
+    return replace(commit, entry=entry, files=files, rejected=rejected)
 
 
 def _of_attempts(commit: Commit, amendment: Commit) -> pl.DataFrame:

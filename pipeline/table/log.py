@@ -12,9 +12,9 @@ import polars as pl
 
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage
 from pipeline.storage.documents import parse_stored, seal_json
-from pipeline.table.commits import CommitRecords
+from pipeline.table.commits import CommitRecords, is_shared
 from pipeline.table.errors import (
     DamagedStateError,
     ManifestConflictError,
@@ -39,8 +39,8 @@ from pipeline.table.replay import Footprint, live_folders, renamed_keys
 
 MAX_CACHED_MANIFESTS = 8
 """Maximum number of cached manifests with all their commits."""
-_NOT_A_COMMIT = re.compile(rf"\.a\d+$|^(restore|{ADOPT})-")
-"""Names of amendments, of the records of rollbacks, and of adoptions, which are never discarded."""
+_NOT_A_COMMIT = re.compile(rf"^(restore|{ADOPT})-")
+"""Names of the records of rollbacks and of adoptions, which are never discarded."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
@@ -105,6 +105,7 @@ class TableLog(CommitRecords):
             full=full,
             table=top.table,
             adopted=top.adopted,
+            shares_records=top.shares_records,
         )
 
     def _read_records(self, numbers: Sequence[int]) -> list[ManifestRecord]:
@@ -152,12 +153,13 @@ class TableLog(CommitRecords):
 
     def unpublished(self, number: int) -> list[str]:
         """Return the names of frozen commits that no manifest up to a number lists or releases."""
-        folder = join(self.state, "commits") + "/"
-        names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
-        stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
-        entries = self.history(number)
+        records, entries = self.stored_records(), self.history(number)
         known = {entry.name for entry in entries}.union(*(entry.releases for entry in entries))
-        return sorted(s for s in stems if s not in known and not _NOT_A_COMMIT.search(s))
+        shared = [name for name in records if is_shared(name)]
+        unlisted = set(shared).difference(entry.record for entry in entries)
+        frozen = {name for name in records if not _NOT_A_COMMIT.search(name)}.difference(shared)
+        frozen |= {commit.entry.name for commit in self.readable_records(sorted(unlisted))}
+        return sorted(frozen - known)
 
     def names(self, number: int) -> frozenset[str]:
         """Return the names of a manifest's commits."""
@@ -189,8 +191,9 @@ class TableLog(CommitRecords):
         # Older releases must not meet the commit of an adoption, even if it is released.
         named = (name for entry in commits for name in (entry.name, *entry.releases))
         adopted = previous.adopted or any(map(is_adoption, named))
+        shares = previous.shares_records or any(entry.record for entry in commits)
         record = ManifestRecord(
-            version=MANIFEST_VERSION if adopted else 4 if table else 3,
+            version=6 if shares else 5 if adopted else 4 if table else 3,
             number=number,
             created=time.time(),
             base=record_base,
@@ -199,6 +202,7 @@ class TableLog(CommitRecords):
             rollback_of=rollback_of,
             table=table,
             adopted=adopted,
+            shares_records=shares,
         )
         data = seal_json(record.model_dump_json(indent=1, exclude_defaults=True).encode())
         uri = manifest_uri(self.state, number)
@@ -239,14 +243,13 @@ class TableLog(CommitRecords):
         names = [(entry.name, entry.amendments) for entry in entries]
         new = [e for e, name in zip(entries, names, strict=True) if name not in self._footprints]
 
-        def read(entry: CommitEntry) -> None:
+        recorded = [entry for entry in new if entry.mode != "release"]
+        read = dict(zip(recorded, self.load_all(recorded), strict=True))
+        for entry in new:
+            commit = read.get(entry)
             self._footprints[entry.name, entry.amendments] = (
-                Footprint(entry, frozenset(), {})
-                if entry.mode == "release"
-                else Footprint.of(self.load(entry))
+                Footprint(entry, frozenset(), {}) if commit is None else Footprint.of(commit)
             )
-
-        map_concurrently(read, new)
         return [self._footprints[name] for name in names]
 
     def keys(self, entries: Sequence[CommitEntry]) -> list[str]:
@@ -268,5 +271,5 @@ def _content(record: ManifestRecord) -> object:
 
     Two processes that finish one claim may have read different amendments of a commit.
     """
-    names = tuple((entry.name, entry.mode, entry.releases) for entry in record.commits)
+    names = tuple((e.name, e.record, e.mode, e.releases) for e in record.commits)
     return record.base, record.full, record.rollback_of, names

@@ -3,6 +3,7 @@
     HEAD.json            pointer: number of the current manifest, and the claim of a publisher
     manifests/<n>.json   a snapshot: the commits that it adds to an earlier manifest
     commits/<name>.arrow the files that a commit adds, frozen before they are made visible
+    commits/shared-<id>.arrow  those of several commits that are published together
 
 A manifest never repeats files: a snapshot is its commits, replayed in order. Nor does it repeat its
 list of commits: see `base_of`.
@@ -10,29 +11,23 @@ list of commits: see `base_of`.
 
 from __future__ import annotations
 
-import io
-import json
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from partitioning.table_file import TableFile, pack_tables
 from partitioning.windows import Windowing
 from pipeline.table.columns import Columns
 
-HEAD_VERSION = 3
+HEAD_VERSION = 4
 """Format of HEAD.json: 2 if the output is a table, which older releases would not commit to, or has
 a claim with a decision, which they must not finish; 3 if files were adopted, which they might move
-away as if they were staged."""
-MANIFEST_VERSION = 5
+away as if they were staged; 4 if commits share a record, which they do not find."""
+MANIFEST_VERSION = 6
 """Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files, 4 is
-of an output that is a table, 5 of one with adopted files."""
+of an output that is a table, 5 of one with adopted files, 6 has commits that share a record."""
 ADOPT = "adopt"
 """Mode of a commit that takes existing files as they are (see `table.adopt`)."""
 MAX_LEFT_OUT_NAMED = 10_000
@@ -96,6 +91,8 @@ class Claim(_Record):
     """Number of the manifest that is restored instead."""
     decision: str | None = None
     """URI of the decision on several outputs that the claim is a part of (see `table.decision`)."""
+    record: str = ""
+    """Name of the record that the commits share; empty if each has its own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +135,8 @@ class Head(_Record):
         version = 2 if makes_table or manifest.table or is_decided else 1
         if adopts or manifest.adopted:
             version = 3
+        if manifest.shares_records or (claim is not None and claim.record):
+            version = 4
         return cls(version=version, current=manifest.number, publishing=claim)
 
 
@@ -187,6 +186,8 @@ class CommitEntry(_Record):
     """Format of the table that the output is from here on (`output.table`): `delta`, or none."""
     in_place: bool = False
     """Whether its files were made of those that it replaces, which no other commit may replace."""
+    record: str = ""
+    """Name of the record that it shares with other commits; empty if it has its own."""
 
     @property
     def adds_files(self) -> bool:
@@ -221,6 +222,8 @@ class Manifest(_Record):
     """Format of the table that the output is: `delta`, or none. Later manifests have it too."""
     adopted: bool = False
     """Whether files were adopted in this version or an earlier one."""
+    shares_records: bool = False
+    """Whether commits of this version or an earlier one share a record."""
 
 
 class ManifestRecord(_Record):
@@ -239,6 +242,8 @@ class ManifestRecord(_Record):
     table: str = ""
     """Format of the table as in `Manifest`."""
     adopted: bool = False
+    """As in `Manifest`."""
+    shares_records: bool = False
     """As in `Manifest`."""
 
 
@@ -318,61 +323,6 @@ class Commit:
     """What checks have found."""
     rejected: pl.DataFrame = field(default_factory=lambda: NO_REJECTED)
     """Chunks with rows in quarantine (schema REJECTED)."""
-
-    def to_bytes(self) -> bytes:
-        """Return the record as a table file with a checksum."""
-        meta = {
-            "entry": self.entry.model_dump(),
-            "base": self.base,
-            "missing": self.missing,
-            "replaces": self.replaces,
-            "columns": self.columns,
-            "hive_types": dict(self.hive_types),
-            "left_out": self.left_out,
-            "checks": [asdict(check) for check in self.checks],
-            "writer": uuid.uuid4().hex,
-        }
-        tables = {"files": self.files.to_arrow()}
-        if self.quarantined.height:
-            tables["quarantined"] = self.quarantined.to_arrow()
-        if self.rejected.height:
-            tables["rejected"] = self.rejected.to_arrow()
-        return pack_tables(tables, meta)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Commit:
-        """Read the bytes that `to_bytes` returned.
-
-        Raises:
-            ValueError, PlanFormatError, pyarrow.ArrowException: They are damaged, or another file.
-        """
-        quarantined, rejected = NO_QUARANTINED, NO_REJECTED
-        if data.startswith(b"ARROW1"):  # The older format, without a checksum.
-            with pa.ipc.open_file(io.BytesIO(data)) as reader:
-                table = reader.read_all()
-            meta = json.loads(table.schema.metadata[b"chunkmap"])
-        else:
-            file = TableFile(data)
-            meta, table = file.meta, file.table("files")
-            if meta["entry"].get("quarantined"):
-                frame = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
-                quarantined = frame.cast(dict(QUARANTINED))  # type: ignore[arg-type]
-            if meta["entry"].get("rejected"):
-                frame = pl.DataFrame(pl.from_arrow(file.table("rejected")))
-                rejected = frame.cast(dict(REJECTED))  # type: ignore[arg-type]
-        return cls(
-            entry=CommitEntry(**meta["entry"]),
-            base=meta["base"],
-            missing=tuple(meta["missing"]),
-            replaces=tuple(meta["replaces"]),
-            columns=dict(meta.get("columns", {})),
-            hive_types=dict(meta.get("hive_types", {})),
-            left_out=tuple(meta.get("left_out", ())),
-            checks=tuple(CheckFigures(**check) for check in meta.get("checks", ())),
-            quarantined=quarantined,
-            rejected=rejected,
-            files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
-        )
 
 
 def folders(files: pl.DataFrame) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -162,12 +162,11 @@ def _settle_others(
     try:
         return finish_open_claim(table_log, pointer), []
     except UploadsVanishedError as error:
-        own = [c for c in claimed_commits(table_log, error.commits) if c.entry.run == run]
-        if not own:
+        if not any(run_of(name) == run for name in error.commits):
             raise foreign_claim(table_log.output, error) from error
         head, _ = table_log.head()
-        names = head.publishing.commits if head.publishing is not None else error.commits
-        return table_log.manifest(head.current), claimed_commits(table_log, names)
+        own = [] if head.publishing is None else claimed_commits(table_log, head.publishing)
+        return table_log.manifest(head.current), own
 
 
 def _unknown_files(table_log: TableLog, manifest: Manifest, own: list[Commit]) -> list[str]:
@@ -254,10 +253,19 @@ def freeze(
     gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
     if gone:
         # Commits that are already frozen count, also if another driver has frozen them.
-        affected = [d for d in drafts if not gone.isdisjoint(d.files["attempt"].to_list())]
-        if None in map_concurrently(lambda draft: table_log.commit(draft.entry.name), affected):
+        affected = [d.entry.name for d in drafts if not gone.isdisjoint(d.files["attempt"])]
+        if not _are_frozen(table_log, affected, min(draft.base for draft in drafts)):
             raise UploadsVanishedError(sorted(gone))
-    return map_concurrently(table_log.write_commit, drafts)
+    return table_log.write_commits(drafts)
+
+
+def _are_frozen(table_log: TableLog, names: Sequence[str], base: int) -> bool:
+    """Whether commits have records of their own, or are claimed or published by now."""
+    head, _ = table_log.head()
+    named = {entry.name for entry in table_log.history(head.current, base)}
+    named.update(head.publishing.commits if head.publishing is not None else ())
+    others = [name for name in names if name not in named]
+    return None not in map_concurrently(table_log.commit, others)
 
 
 def _claim_and_finish(
@@ -283,7 +291,9 @@ def _claim_and_finish(
             if not unpublished:
                 return Published(current, already, tuple(commits))
             already = False
-            claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
+            frozen = tuple(commit.entry.name for commit in unpublished)
+            record = unpublished[0].entry.record
+            claim = Claim(commits=frozen, base=head.current, record=record)
             makes_table = any(commit.entry.table for commit in unpublished)
             # If another process wins the race, repeat with its state.
             with suppress(PreconditionFailedError, AlreadyExistsError):
@@ -552,20 +562,35 @@ def amend(
     """
     if not vanished.waits_for(run):
         raise foreign_claim(table_log.output, vanished)
-    for name in vanished.commits:
-        if run_of(name) == run:
-            _amend(table_log, name, vanished.attempts, files)
-
-
-def _amend(table_log: TableLog, name: str, attempts: list[str], files: pl.DataFrame) -> None:
-    existing = files.filter(~pl.col("attempt").is_in(attempts))
+    own = [name for name in vanished.commits if run_of(name) == run]
     while True:
-        [commit] = claimed_commits(table_log, [name])
-        lost = commit.files.filter(pl.col("attempt").is_in(attempts))
-        if lost.is_empty():
+        claim = table_log.head()[0].publishing
+        commits = [] if claim is None else claimed_commits(table_log, claim, own)
+        amended = _with_others(commits, vanished.attempts, files)
+        if not amended:
             return  # Another driver was faster; its amendment counts.
-        replacements = existing.join(lost.select("chunk"), on="chunk", how="semi")
-        if replacements.height < lost.height:
-            raise vanished_from([commit], attempts)  # They have not been mapped again yet.
+        # A record that they share is amended once.
+        groups = [amended] if amended[0].entry.record else [[commit] for commit in amended]
         with suppress(AlreadyExistsError):
-            table_log.amend(commit, replacements)
+            for group in groups:
+                table_log.amend(group)
+
+
+def _with_others(
+    commits: Sequence[Commit], attempts: list[str], files: pl.DataFrame
+) -> list[Commit]:
+    """Return the commits with lost attempts, with other attempts at these chunks as their files.
+
+    Raises:
+        UploadsVanishedError: Some of the chunks have not been mapped again yet.
+    """
+    existing = files.filter(~pl.col("attempt").is_in(attempts))
+    amended = []
+    for commit in commits:
+        lost = commit.files.filter(pl.col("attempt").is_in(attempts))
+        others = existing.join(lost.select("chunk"), on="chunk", how="semi")
+        if others.height < lost.height:
+            raise vanished_from(commits, attempts)
+        if lost.height:
+            amended.append(replace(commit, files=others))
+    return amended

@@ -108,7 +108,7 @@ def amend_part(frozen: OutputCommit, files: pl.DataFrame) -> OutputCommit:
         if others.is_empty():
             return frozen
         with suppress(AlreadyExistsError):
-            log.amend(stored, others)
+            log.amend([replace(stored, files=others)])
 
 
 def _is_claimed(part: OutputCommit) -> bool:

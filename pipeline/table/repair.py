@@ -13,6 +13,7 @@ from typing import Literal
 from pipeline.errors import AlreadyExistsError, PreconditionFailedError, backup_of
 from pipeline.report.humanize import plural
 from pipeline.table.claims import (
+    claimed_readable,
     clear_commits,
     explains,
     finish_open_claim,
@@ -175,7 +176,7 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
             _FINISH,
             _ALIVE,
         )
-    commits = table_log.readable(claim.commits)
+    commits = claimed_readable(table_log, claim)
     files = sum(commit.files.height for commit in commits)
     if any(map(is_adoption, claim.commits)):
         return Problem(
@@ -324,7 +325,7 @@ def _give_up_unpublished(table_log: TableLog, newest: int, etag: str | None) -> 
     with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
         released = table_log.write_manifest(newest, (*before.commits, entry))
         table_log.move_head(Head.at(released), etag)
-        clear_commits(table_log, names)
+        clear_commits(table_log, table_log.readable(names))
 
 
 def _give_up_forgotten(table_log: TableLog) -> None:

@@ -320,17 +320,16 @@ def orphans_among(table_log: TableLog, keys: Iterable[str]) -> list[str]:
     """
     keys, entries = list(keys), table_log.entries()
     released = [name for entry in entries for name in entry.releases]
-    names = {commit.entry.name for commit in table_log.readable(released)}
-    names |= {entry.name for entry in entries if entry.mode != "release"}
+    places = {(c.entry.name, c.entry.record) for c in table_log.readable(released)}
+    places |= {(entry.name, entry.record) for entry in entries if entry.mode != "release"}
     marks = adopted_versions(table_log, entries)
     past: set[str] = set()
     copies: set[str] = set()  # What rollbacks made of adopted files.
-    for versions in map_concurrently(table_log.versions, sorted(names)):
-        for commit in versions:
-            if not commit.entry.adopts:
-                keys_of = commit.files["key"].to_list()
-                past |= {original_key(key) for key in keys_of}.difference(marks)
-                copies |= {key for key in keys_of if original_key(key) in marks}
+    for commit in table_log.versions(sorted(places)):
+        if not commit.entry.adopts:
+            keys_of = commit.files["key"].to_list()
+            past |= {original_key(key) for key in keys_of}.difference(marks)
+            copies |= {key for key in keys_of if original_key(key) in marks}
     orphans = [key for key in keys if original_key(key) in past or key in copies]
     left = existing_objects(table_log, [key for key in keys if key in marks])
     return orphans + [key for key, info in left.items() if is_version(info, marks[key])]

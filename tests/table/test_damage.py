@@ -14,6 +14,7 @@ from tests.support.memory_storage import MemoryBackend
 from tests.support.outputs import copied
 from tests.support.publishing import OTHER, PLAN, published
 from tests.support.runs_by_hand import OUTPUT
+from tests.support.windowing import days, published_days
 
 
 @cache
@@ -21,6 +22,7 @@ def published_twice() -> MemoryBackend:
     backend = MemoryBackend()
     published(backend, PLAN, "append", "a")
     published(backend, OTHER, "overwrite-partitions", "b")
+    published_days(backend, days(1, 2), "append", "c")  # They share a record.
     return backend
 
 

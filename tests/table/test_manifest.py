@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -87,9 +89,10 @@ def test_the_first_manifest_of_a_number_counts(table_log: TableLog) -> None:
 
 def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
     frozen = table_log.write_commit(commit("c", "append", "x", "y", "z"))
-    table_log.amend(frozen, files("x", "y", attempt="b").filter(pl.col("chunk") == "y"))
+    other = files("x", "y", attempt="b").filter(pl.col("chunk") == "y")
+    table_log.amend([replace(frozen, files=other)])
     with pytest.raises(AlreadyExistsError):
-        table_log.amend(frozen, files("z", attempt="late"))
+        table_log.amend([replace(frozen, files=files("z", attempt="late"))])
     amended = table_log.commit("c")
     assert amended is not None
     assert amended.files["chunk"].to_list() == ["x", "y", "z"]
@@ -106,14 +109,14 @@ def test_a_table_log_caches_a_limited_number_of_records(
     monkeypatch.setattr("pipeline.table.commits.MAX_CACHED_FILES", 3)
     for name in ("a", "b", "c"):
         table_log.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
-    assert list(table_log._commits) == [("c", 0)]
+    assert list(table_log._cached) == [("c", 0)]
     for name in ("a", "b", "c", "a"):
         found = table_log.commit(name)
         assert found is not None
         assert found.files["key"].to_list() == [f"{name}1.parquet", f"{name}2.parquet"]
     table_log.write_commit(commit("large", "append", *"vwxyz"))
-    assert not table_log._commits
-    assert table_log._cached_files == 0
+    assert list(table_log._cached) == [("large", 0)]
+    assert table_log._cached_files == 5
 
 
 def snapshot(table_log: TableLog, *commits: Commit) -> list[str]:

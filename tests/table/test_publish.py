@@ -15,6 +15,7 @@ from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.publish import prepare_output
+from pipeline.table.record_file import read_record, write_record
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -110,7 +111,7 @@ def test_a_commit_comes_back_as_it_was() -> None:
     files = files_of(OUTPUT, run.ledger.read().completions)
     entry = CommitEntry(name="n", run="r", mode="append", files=3, rows=6, bytes=9, missing=1)
     commit = Commit(entry, 4, ("chunk",), files, ("k=1",))
-    again = Commit.from_bytes(commit.to_bytes())
+    again = read_record(write_record(commit))
     assert (again.entry, again.base, again.missing, again.replaces) == (
         entry,
         4,

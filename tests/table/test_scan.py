@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -162,7 +163,7 @@ def test_amendments_and_later_commits_have_names_of_their_own() -> None:
     for _ in range(2):
         again = table_log.commit(run.ledger.run)
         assert again is not None
-        table_log.amend(again, frozen.files.head(1))
+        table_log.amend([replace(again, files=frozen.files.head(1))])
     assert table_log.commit(f"{run.ledger.run}.2") is None
     # As they were named once.
     state = OUTPUT[:-1] + f".chunkmap/commits/{run.ledger.run}"

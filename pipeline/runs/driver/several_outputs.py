@@ -24,7 +24,7 @@ from pipeline.storage import Storage
 from pipeline.table.claims import claimed_commits, finish_open_claim, vanished_from
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import CommitEntry, Manifest, run_of
+from pipeline.table.manifest import Claim, CommitEntry, Manifest, run_of
 from pipeline.table.publish import amend, refuse_released, released_names
 from pipeline.table.publish_outputs import (
     OutputCommit,
@@ -246,8 +246,9 @@ def _amend_claimed(output: _RunOutput) -> None:
     """
     log, run = output.table_log, output.ledger.run
     head, _ = log.head()
-    names = head.publishing.commits if head.publishing is not None else ()
-    for commit in claimed_commits(log, [name for name in names if run_of(name) == run]):
+    claim = head.publishing or Claim(base=head.current)
+    own = [name for name in claim.commits if run_of(name) == run]
+    for commit in claimed_commits(log, claim, own):
         gone = vanished_attempts(log, commit.files)
         if gone:
             amend(log, vanished_from([commit], gone), run, output.files)

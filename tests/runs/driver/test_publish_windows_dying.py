@@ -121,7 +121,7 @@ def test_uploads_of_several_claimed_windows_vanish() -> None:
     assert head(backend) == 1
     assert rows(visible(backend)) == list(range(6))
     assert [e.amendments for e in TableLog(backend.storage(), OUTPUT).manifest().commits] == [
-        1, 1, 0]  # fmt: skip
+        1, 1, 1]  # fmt: skip
 
 
 def test_what_nobody_has_mapped_again_is_asked_for_again() -> None:
@@ -136,7 +136,7 @@ def test_what_nobody_has_mapped_again_is_asked_for_again() -> None:
     with pytest.raises(UploadsVanishedError) as again:
         publish_days(run, *days(3), vanished=caught.value)
     assert sorted(again.value.attempts) == sorted(lost)
-    assert not [key for key in backend.stored if ".a1" in key and days(2)[0] in key]
+    assert not [key for key in backend.stored if ".a1" in key]
     run.complete(1)
     # Another process has not heard of what is void; the error tells it.
     assert publish_days(run.again(backend.storage()), *days(3), vanished=again.value) == 1

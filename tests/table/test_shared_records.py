@@ -1,0 +1,229 @@
+"""Commits that share a record: frozen and read with one request, and only once a claim names it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StateError
+from pipeline.storage import Storage
+from pipeline.table.errors import DamagedStateError, UploadsVanishedError
+from pipeline.table.log import TableLog
+from pipeline.table.manifest import (
+    FILES,
+    HEAD_VERSION,
+    MANIFEST_VERSION,
+    QUARANTINED,
+    REJECTED,
+    CheckFigures,
+    Commit,
+    CommitEntry,
+)
+from pipeline.table.record_file import read_shared, write_shared
+from pipeline.table.repair import diagnose, repair
+from tests.support.faulty_storage import Faulty, KilledError, dies_at
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.outputs import check_settled, copied, rows, visible
+from tests.support.runs_by_hand import OUTPUT
+from tests.support.windowing import (
+    complete,
+    daily,
+    days,
+    entries,
+    publish_days,
+    published_days,
+    windowed_run,
+)
+
+texts = st.text("ab=/é", max_size=4)
+
+
+@st.composite
+def commits(draw: st.DrawFn) -> Commit:
+    """A commit with any number of files, objects in quarantine and rejected chunks."""
+    counts = st.integers(0, 3)
+    files = [
+        {
+            "key": draw(texts),
+            "rows": draw(st.integers(0, 9)),
+            "bytes": 1,
+            "sha256": "s",
+            "chunk": str(number),
+            "index": number,
+            "attempt": draw(texts),
+            "upload": draw(texts),
+            "parts": draw(st.lists(texts, max_size=2)),
+        }
+        for number in range(draw(counts))
+    ]
+    quarantined = [{"uri": draw(texts), "row_groups": [0, 1]} for _ in range(draw(counts))]
+    rejected = [{"chunk": draw(texts), "rows": 1} for _ in range(draw(counts))]
+    entry = CommitEntry(
+        name=draw(st.uuids().map(str)),
+        run="r",
+        mode=draw(st.sampled_from(["append", "overwrite-partitions"])),
+        files=len(files),
+        rows=0,
+        bytes=0,
+        window=draw(st.none() | texts),
+        quarantined=len(quarantined),
+        rejected=len(rejected),
+    )
+    return Commit(
+        entry,
+        draw(counts),
+        tuple(draw(st.lists(texts, max_size=2))),
+        pl.DataFrame(files, FILES),
+        tuple(draw(st.lists(texts, max_size=2))),
+        columns=draw(st.dictionaries(texts, texts, max_size=2)),
+        left_out=tuple(draw(st.lists(texts, max_size=2))),
+        quarantined=pl.DataFrame(quarantined, QUARANTINED),
+        checks=(CheckFigures("c", "passed", "", {"rows": 1}),) if draw(st.booleans()) else (),
+        rejected=pl.DataFrame(rejected, REJECTED),
+    )
+
+
+def parts_of(commit: Commit) -> object:
+    frames = (commit.files, commit.quarantined, commit.rejected)
+    others = replace(commit, files=None, quarantined=None, rejected=None)  # type: ignore[arg-type]
+    return others, [frame.to_dicts() for frame in frames], [frame.schema for frame in frames]
+
+
+@given(st.lists(commits(), min_size=1, max_size=4, unique_by=lambda commit: commit.entry.name))
+def test_commits_come_back_as_they_were(written: list[Commit]) -> None:
+    again = read_shared(write_shared(written))
+    assert list(map(parts_of, again)) == list(map(parts_of, written))
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["twice", "other rows"])
+def test_a_record_that_contradicts_itself_is_refused(
+    twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = CommitEntry(name="a", run="r", mode="append", files=1, rows=1, bytes=1)
+    file = pl.DataFrame([{"key": "k", "rows": 1}], FILES)
+    written = [Commit(entry, 0, (), file)]
+    if twice:
+        with pytest.raises(ValueError, match="twice"):
+            read_shared(write_shared(written * 2))
+        return
+    for count in (0, 2):
+        from pipeline.table import record_file
+
+        meta = {**record_file._meta(written[0]), "rows": {"files": count}}
+        with pytest.raises(ValueError, match="rows"):
+            read_shared(record_file._pack(written, {"commits": [meta]}))
+
+
+# -- publishing ---------------------------------------------------------------------------------
+
+
+def records(backend: MemoryBackend) -> list[str]:
+    folder = f"{OUTPUT[:-1]}.chunkmap/commits/"
+    return sorted(u.removeprefix(folder) for u in backend.stored if u.startswith(folder))
+
+
+def test_windows_that_are_published_together_share_a_record() -> None:
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2, 3, 4)))
+    complete(run, *days(1))
+    publish_days(run)
+    assert records(backend) == [f"{run.ledger.run}-{days(1)[0]}.arrow"], "one has its own"
+    assert TableLog(backend.storage(), OUTPUT).head()[0].version == 1
+    complete(run)
+    publish_days(run)
+    [_, shared] = records(backend)
+    table_log = TableLog(backend.storage(), OUTPUT)
+    manifest = table_log.manifest()
+    assert {entry.record for entry in manifest.commits[1:]} == {shared.removesuffix(".arrow")}
+    assert table_log.head()[0].version == HEAD_VERSION, "older releases do not find the record"
+    assert table_log._read_records([manifest.number])[0].version == MANIFEST_VERSION
+    check_settled(backend)
+
+
+def test_a_shared_record_is_read_once() -> None:
+    backend = MemoryBackend()
+    published_days(backend, days(*range(1, 10)))
+    counted = Faulty(backend, lambda n, name: None)
+    table_log = TableLog(Storage({"s3": counted}, AT_ONCE), OUTPUT)
+    manifest = table_log.manifest()
+    before = len(counted.calls)
+    assert table_log.snapshot(manifest).height == 18
+    assert len(table_log.keys(manifest.commits)) == 18
+    assert [table_log.load(entry).entry.window for entry in manifest.commits] == days(*range(1, 10))
+    assert len(counted.calls) == before + 1
+
+
+def died_after_freezing(*labels: str) -> MemoryBackend:
+    """A driver has frozen the commits of some windows, and died before it claimed them."""
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
+    complete(run)
+    for number in range(1, 1000):
+        dying = Faulty(copied(backend), dies_at(number, "before"), KilledError)
+        with pytest.raises(KilledError):
+            publish_days(run.again(Storage({"s3": dying}, AT_ONCE)), *labels)
+        dead = dying.inner
+        assert isinstance(dead, MemoryBackend)
+        if records(dead):
+            return dead
+    raise AssertionError("it freezes")
+
+
+def test_a_record_that_no_claim_names_counts_for_nothing() -> None:
+    """Another driver groups the windows otherwise, and has attempts of its own."""
+    backend = died_after_freezing(*days(1, 2))
+    run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
+    run.complete(1)
+    assert publish_days(run, *days(2, 3)) == 1
+    assert publish_days(run) == 2
+    check_settled(backend)
+    assert rows(visible(backend)) == list(range(6))
+    assert [window for window, _, _ in entries(backend)] == days(2, 3, 1)
+
+
+def test_commits_of_a_lost_pointer_are_given_up() -> None:
+    """Its windows were claimed and visible when HEAD.json was restored from an old copy."""
+    backend = MemoryBackend()
+    published_days(backend, days(7), code="earlier")
+    old, before = backend.get(f"{OUTPUT[:-1]}.chunkmap/HEAD.json").data, visible(backend)
+    run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
+    complete(run)
+    counted = Faulty(copied(backend), lambda n, name: None)
+    publish_days(run.again(Storage({"s3": counted}, AT_ONCE)))
+    at = counted.calls.index("complete")
+    dying = Faulty(backend, dies_at(at, "after"), KilledError)
+    with pytest.raises(KilledError):
+        publish_days(run.again(Storage({"s3": dying}, AT_ONCE)))
+    assert len(visible(backend)) > len(before)
+    backend.put(f"{OUTPUT[:-1]}.chunkmap/HEAD.json", old)
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert "claim lost" in [problem.situation for problem in diagnose(table_log).problems]
+    assert repair(table_log)[-1].problems == ()
+    [released] = [e for e in table_log.manifest().commits if e.mode == "release"]
+    assert sorted(released.releases) == [f"{run.ledger.run}-{day}" for day in days(1, 2, 3)]
+    assert visible(backend) == before
+    with pytest.raises(UploadsVanishedError) as caught:
+        publish_days(run)
+    run.complete()
+    publish_days(run, vanished=caught.value)
+    check_settled(backend)
+    assert len(visible(backend)) == len(before) + 3
+
+
+def test_an_entry_whose_record_lacks_it_is_named() -> None:
+    backend = MemoryBackend()
+    published_days(backend, days(1, 2))
+    table_log = TableLog(backend.storage(), OUTPUT)
+    entry = table_log.manifest().commits[0]
+    with pytest.raises(DamagedStateError, match="lacks commit other") as caught:
+        table_log.load(entry.model_copy(update={"name": "other"}))
+    assert entry.record in caught.value.uri
+    uri = f"{OUTPUT[:-1]}.chunkmap/commits/{entry.record}.arrow"
+    backend.put(uri, b"CMPLAN01")
+    with pytest.raises(StateError) as damaged:
+        TableLog(backend.storage(), OUTPUT).load(entry)
+    assert damaged.value.uri == uri
