@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import columns, notes, out, print_json, say
-from pipeline.concurrency import map_concurrently
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, UsageError
 from pipeline.processes import command_started
@@ -220,10 +219,9 @@ def _check_results(
 ) -> dict[str, list[dict[str, Any]]]:
     """Read what checks have found in the rows of some commits, by the commit's name."""
     checked = [entry for entry in entries if entry.checks]
-    found = map_concurrently(lambda entry: table_log.load(entry).checks, checked)
     return {
-        entry.name: [asdict(result) for result in results]
-        for entry, results in zip(checked, found, strict=True)
+        commit.entry.name: [asdict(result) for result in commit.checks]
+        for commit in table_log.load_all(checked)
     }
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     AccessDeniedError,
+    AlreadyExistsError,
     ChunkmapError,
     PreconditionFailedError,
     is_transient,
@@ -34,6 +35,7 @@ from pipeline.table.head import manifest_uri
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
+    existing_objects,
     kept_versions,
     move_orphans,
     restore,
@@ -251,7 +253,8 @@ def claimed_commits(
     Raises:
         DamagedStateError: One of them is not stored, although commits are stored before the claim.
     """
-    wanted = [name for name in claim.commits if names is None or name in names]
+    chosen = set(claim.commits if names is None else names)
+    wanted = [name for name in claim.commits if name in chosen]
     if claim.record:
         shared = table_log.commits(claim.record) if wanted else {}
         found = [None if shared is None else shared.get(name) for name in wanted]
@@ -267,8 +270,12 @@ def claimed_commits(
 
 def vanished_from(commits: Sequence[Commit], attempts: Collection[str]) -> UploadsVanishedError:
     """Return the error that names the chunks of claimed commits with lost uploads."""
-    lost = {c.entry.name: c.files.filter(pl.col("attempt").is_in(attempts)) for c in commits}
-    chunks = {name: files["chunk"].to_list() for name, files in lost.items() if files.height}
+    gone, chunks = set(attempts), dict[str, list[str]]()
+    for commit in commits:
+        pairs = commit.files.select("chunk", "attempt").iter_rows()
+        lost = [chunk for chunk, attempt in pairs if attempt in gone]
+        if lost:
+            chunks[commit.entry.name] = lost
     return UploadsVanishedError(sorted(attempts), chunks)
 
 
@@ -293,7 +300,7 @@ def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
     claim = head.publishing
     assert claim is not None, "only a claim is released"
     before = table_log.manifest(claim.base)
-    entry = release_entry(before, claim.base + 1, claim.commits)
+    entry = release_entry(before, claim.base + 1, claim.commits, claim.record)
     with suppress(ManifestConflictError):
         table_log.write_manifest(claim.base, (*before.commits, entry))
     finish_claim(table_log, head, etag)
@@ -319,8 +326,17 @@ def finish_or_release(table_log: TableLog, head: Head, etag: str | None) -> None
         release(table_log, head, etag)
 
 
-def release_entry(before: Manifest, number: int, names: Sequence[str]) -> CommitEntry:
-    """Return the entry that excludes some frozen commits from being published."""
+def release_entry(
+    before: Manifest, number: int, names: Sequence[str], record: str = ""
+) -> CommitEntry:
+    """Return the entry that excludes some frozen commits from being published.
+
+    Args:
+        before: The manifest before.
+        number: Number of the manifest that lists the entry.
+        names: Names of the commits.
+        record: Name of a record that some of them share.
+    """
     return CommitEntry(
         name=f"release-{number}",
         run="",
@@ -331,7 +347,61 @@ def release_entry(before: Manifest, number: int, names: Sequence[str]) -> Commit
         # It changes no file, so it must not use up one of the versions that are kept.
         keep_versions=kept_versions(before) + 1,
         releases=tuple(names),
+        record=record,
     )
+
+
+def give_up(table_log: TableLog, newest: int, etag: str | None, names: Sequence[str]) -> None:
+    """Give up frozen commits that nobody claims any more; their chunks are mapped again.
+
+    If a publisher or another process that gives them up is faster, its result counts.
+
+    Args:
+        table_log: Table log of the output.
+        newest: Number of the newest manifest.
+        etag: ETag of the pointer.
+        names: Names of the commits.
+    """
+    before, commits = table_log.manifest(newest), table_log.frozen(names, newest)
+    record = next((commit.entry.record for commit in commits if commit.entry.record), "")
+    entry = release_entry(before, newest + 1, names, record)
+    with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
+        released = table_log.write_manifest(newest, (*before.commits, entry))
+        table_log.move_head(Head.at(released), etag)
+        clear_commits(table_log, commits)
+
+
+def give_up_lost(table_log: TableLog, run: str) -> None:
+    """Give up commits of a run whose claim was lost, as HEAD.json was restored from an old copy.
+
+    Their files may be visible, while the run publishes other attempts at the same chunks. An own
+    record would be published again; of shared ones, nothing says which one was claimed.
+
+    Raises:
+        UploadsVanishedError: There were such commits; map their chunks again.
+        And what `finish_claim` raises.
+    """
+    if not table_log.unlisted_records(table_log.head()[0].current):
+        return
+    manifest = finish_open_claim(table_log)
+    head, etag = table_log.head()
+    unlisted = table_log.readable(table_log.unlisted_records(manifest.number))
+    commits = [commit for commit in unlisted if commit.entry.run == run]
+    keys = {key for commit in commits for key in commit.files["key"].to_list()}
+    stray = existing_objects(table_log, keys.difference(table_log.keys(manifest.commits)))
+    # Another process may claim them at this moment: then it makes them visible.
+    is_claimed = head.publishing is not None or head.current != manifest.number
+    if not stray or is_claimed or table_log.head()[1] != etag:
+        return
+    known = table_log.known_names(manifest.number)
+    frozen = [commit for commit in commits if commit.entry.name not in known]
+    lost = [c for c in frozen if not stray.keys().isdisjoint(c.files["key"].to_list())]
+    if not lost:  # They were published with other attempts, or released.
+        move_orphans(table_log, stray)
+        return
+    give_up(table_log, manifest.number, etag, sorted({commit.entry.name for commit in lost}))
+    attempts = {attempt for commit in lost for attempt in commit.files["attempt"].to_list()}
+    raise UploadsVanishedError(sorted(attempts))
 
 
 def _is_release(manifest: Manifest, claim: Claim) -> bool:
@@ -350,10 +420,9 @@ def _clear_released(table_log: TableLog, claim: Claim) -> None:
 
 def claimed_readable(table_log: TableLog, claim: Claim) -> list[Commit]:
     """Return the commits of a claim whose records are stored and not damaged."""
-    if not claim.record:
-        return table_log.readable(claim.commits)
-    shared = table_log.readable_records([claim.record])
-    return [commit for commit in shared if commit.entry.name in claim.commits]
+    names = set(claim.commits)
+    found = table_log.readable([claim.record] if claim.record else claim.commits)
+    return [commit for commit in found if commit.entry.name in names]
 
 
 def clear_commits(table_log: TableLog, commits: Sequence[Commit]) -> None:

@@ -1,19 +1,18 @@
 """Read and write the commit records of an output.
 
 A commit has a record of its own, or shares one with the commits that are published with it. Its own
-is found by its name, and created once. A shared one has a new name each time, which the claim and
-the manifest tell; one that no claim has named counts for nothing.
+is found by its name, and created once. A shared record has a new name each time, which the claim
+and the manifest name; a shared record that no claim names is ignored.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
-from typing import TypeVar
 
 import polars as pl
 
@@ -26,11 +25,11 @@ from pipeline.table.errors import DamagedStateError, damage_hint
 from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.record_file import read_record, read_shared, write_record, write_shared
 
-T = TypeVar("T")
-
 MAX_CACHED_FILES = 100_000
 """Maximum number of files in all cached commit records; they take about 30 MB. The newest record is
 cached whatever its size."""
+SHARED = "shared/"
+"""Folder of the shared records, below that of all records."""
 _AMENDMENT = re.compile(r"\.a\d+$")
 """End of the names of amendments."""
 
@@ -39,8 +38,8 @@ Commits = Mapping[str, Commit]
 
 
 def is_shared(record: str) -> bool:
-    """Whether the name of a record is that of one that several commits share."""
-    return record.startswith("shared-")
+    """Whether several commits share the record of this name."""
+    return record.startswith(SHARED)
 
 
 class CommitRecords:
@@ -57,19 +56,10 @@ class CommitRecords:
         self._cached_files = 0
         self._cache_lock = Lock()
 
-    def commit(self, name: str, amendments: int | None = None, record: str = "") -> Commit | None:
-        """Return a commit with all amendments of its record, or the first ones.
-
-        Args:
-            name: Name of the commit.
-            amendments: Number of amendments; default all.
-            record: Name of the record that it shares; default its own.
-
-        Returns:
-            None if the record is not stored, or lacks the commit.
-        """
-        commits = self.commits(record or name, amendments)
-        return None if commits is None else commits.get(name)
+    def commit(self, name: str) -> Commit | None:
+        """Return the commit of its own record, with all amendments; None if that is not stored."""
+        commits = self.commits(name)
+        return None if commits is None else commits[name]
 
     def commits(self, record: str, amendments: int | None = None) -> Commits | None:
         """Return the commits of a record with all its amendments, or the first ones.
@@ -85,6 +75,10 @@ class CommitRecords:
             return None
         commits, number = self._cache(record, 0, commits), 1
         while amendments is None or number <= amendments:
+            amended = self._cached.get((record, number))
+            if amended is not None:
+                commits, number = amended, number + 1
+                continue
             amendment = self._read(record, f"{record}.a{number}")
             if amendment is None and amendments is not None:
                 # Amendments once had the names that later commits of a run have.
@@ -116,34 +110,20 @@ class CommitRecords:
 
         return [commit for some in map_concurrently(read, names) for commit in some]
 
-    def readable(self, names: Sequence[str]) -> list[Commit]:
-        """Return the frozen commits of some names whose records are stored and not damaged.
+    def readable(self, records: Sequence[str]) -> list[Commit]:
+        """Return the commits of some records, as far as these are stored and not damaged."""
 
-        Of commits that share records there may be several, frozen by publishers that have died.
-        """
-        found = [commit for commit in self._readable(self.commit, names) if commit is not None]
-        wanted = set(names).difference(commit.entry.name for commit in found)
-        shared = [record for record in self.stored_records() if is_shared(record)] if wanted else []
-        return found + [c for c in self.readable_records(shared) if c.entry.name in wanted]
-
-    def readable_records(self, records: Sequence[str]) -> list[Commit]:
-        """Return all commits of some records, as far as these are stored and not damaged."""
-        found = self._readable(self.commits, records)
-        return [commit for commits in found if commits is not None for commit in commits.values()]
-
-    @staticmethod
-    def _readable(read: Callable[[str], T | None], names: Sequence[str]) -> list[T | None]:
-        def attempt(name: str) -> T | None:
+        def read(record: str) -> Commits:
             with suppress(StateError):
-                return read(name)
-            return None
+                return self.commits(record) or {}
+            return {}
 
-        return map_concurrently(attempt, names)
+        return [c for commits in map_concurrently(read, records) for c in commits.values()]
 
-    def stored_records(self) -> list[str]:
-        """Return the names of all stored records, without amendments."""
-        folder = join(self.state, "commits") + "/"
-        names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
+    def stored_records(self, folder: str = "") -> list[str]:
+        """Return the names of all stored records, or those in a folder, without amendments."""
+        top = join(self.state, "commits") + "/"
+        names = (info.uri.removeprefix(top) for info in self.storage.objects(top + folder))
         stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
         return [stem for stem in stems if not _AMENDMENT.search(stem)]
 
@@ -155,7 +135,7 @@ class CommitRecords:
             return None
         with reading(uri, damage_hint(uri)):
             if not is_shared(record):
-                return {record: read_record(blob.data)}
+                return {record: _in_record(read_record(blob.data), "")}
             commits = [_in_record(commit, record) for commit in read_shared(blob.data)]
         return {commit.entry.name: commit for commit in commits}
 
@@ -216,7 +196,7 @@ class CommitRecords:
         """
         if len(commits) == 1:
             return [self.write_commit(commits[0])]
-        record = f"shared-{uuid.uuid4().hex}"
+        record = SHARED + uuid.uuid4().hex
         self.storage.put_new(self._uri(record), write_shared(commits))
         frozen = {commit.entry.name: _in_record(commit, record) for commit in commits}
         return list(self._cache(record, 0, frozen).values())
@@ -241,7 +221,10 @@ class CommitRecords:
 
 
 def _in_record(commit: Commit, record: str) -> Commit:
-    return replace(commit, entry=commit.entry.model_copy(update={"record": record}))
+    """Return a commit with the name of its record, whatever it says of that itself."""
+    return replace(
+        commit, entry=commit.entry.model_copy(update={"record": record, "amendments": 0})
+    )
 
 
 def _count_files(commits: Commits) -> int:
@@ -253,11 +236,10 @@ def _apply_amendment(commits: Commits, amendment: Commits, number: int) -> Commi
 
 
 def _amended(commit: Commit, amendment: Commit | None, number: int) -> Commit:
-    files, rejected = commit.files, commit.rejected
-    if amendment is not None:
-        unchanged = files.join(amendment.files, on="chunk", how="anti")
-        files = pl.concat([unchanged, amendment.files]).sort("index")
-        rejected = _of_attempts(commit, amendment)
+    if amendment is None:
+        return replace(commit, entry=commit.entry.model_copy(update={"amendments": number}))
+    unchanged = commit.files.join(amendment.files, on="chunk", how="anti")
+    files = pl.concat([unchanged, amendment.files]).sort("index")
     entry = commit.entry.model_copy(
         update={
             "rows": int(files["rows"].sum()),
@@ -265,7 +247,7 @@ def _amended(commit: Commit, amendment: Commit | None, number: int) -> Commit:
             "amendments": number,
         }
     )
-    return replace(commit, entry=entry, files=files, rejected=rejected)
+    return replace(commit, entry=entry, files=files, rejected=_of_attempts(commit, amendment))
 
 
 def _of_attempts(commit: Commit, amendment: Commit) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from pipeline.concurrency import map_concurrently
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
 from pipeline.storage import Storage
 from pipeline.storage.documents import parse_stored, seal_json
-from pipeline.table.commits import CommitRecords, is_shared
+from pipeline.table.commits import SHARED, CommitRecords
 from pipeline.table.errors import (
     DamagedStateError,
     ManifestConflictError,
@@ -26,6 +26,7 @@ from pipeline.table.manifest import (
     ADOPT,
     FILES,
     MANIFEST_VERSION,
+    Commit,
     CommitEntry,
     Head,
     Manifest,
@@ -39,8 +40,8 @@ from pipeline.table.replay import Footprint, live_folders, renamed_keys
 
 MAX_CACHED_MANIFESTS = 8
 """Maximum number of cached manifests with all their commits."""
-_NOT_A_COMMIT = re.compile(rf"^(restore|{ADOPT})-")
-"""Names of the records of rollbacks and of adoptions, which are never discarded."""
+_NOT_A_COMMIT = re.compile(rf"^({SHARED}|(restore|{ADOPT})-)")
+"""Names of shared records, and of those of rollbacks and adoptions, which are never discarded."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
@@ -153,13 +154,34 @@ class TableLog(CommitRecords):
 
     def unpublished(self, number: int) -> list[str]:
         """Return the names of frozen commits that no manifest up to a number lists or releases."""
-        records, entries = self.stored_records(), self.history(number)
-        known = {entry.name for entry in entries}.union(*(entry.releases for entry in entries))
-        shared = [name for name in records if is_shared(name)]
-        unlisted = set(shared).difference(entry.record for entry in entries)
-        frozen = {name for name in records if not _NOT_A_COMMIT.search(name)}.difference(shared)
-        frozen |= {commit.entry.name for commit in self.readable_records(sorted(unlisted))}
-        return sorted(frozen - known)
+        own = {name for name in self.stored_records() if not _NOT_A_COMMIT.search(name)}
+        shared = {c.entry.name for c in self.readable(self.unlisted_records(number))}
+        return sorted((own | shared) - self.known_names(number))
+
+    def known_names(self, number: int) -> set[str]:
+        """Return the names of the commits that a manifest up to a number lists or releases."""
+        entries = self.history(number)
+        return {entry.name for entry in entries}.union(*(entry.releases for entry in entries))
+
+    def unlisted_records(self, number: int) -> list[str]:
+        """Return the names of the shared records that no manifest up to a number names."""
+        listed = {entry.record for entry in self.history(number)}
+        return sorted(set(self.stored_records(SHARED)) - listed)
+
+    def frozen(self, names: Sequence[str], number: int) -> list[Commit]:
+        """Return the frozen commits of some names whose records are stored and not damaged.
+
+        There may be several of a name: publishers have died that froze it in shared records.
+
+        Args:
+            names: Names of commits that are in no manifest.
+            number: Number of the current manifest.
+        """
+        wanted = set(names)
+        releases = [e for e in self.history(number) if not wanted.isdisjoint(e.releases)]
+        shared = {*self.unlisted_records(number), *(entry.record for entry in releases)} - {""}
+        found = self.readable([*names, *sorted(shared)] if names else [])
+        return [commit for commit in found if commit.entry.name in wanted]
 
     def names(self, number: int) -> frozenset[str]:
         """Return the names of a manifest's commits."""
@@ -193,7 +215,7 @@ class TableLog(CommitRecords):
         adopted = previous.adopted or any(map(is_adoption, named))
         shares = previous.shares_records or any(entry.record for entry in commits)
         record = ManifestRecord(
-            version=6 if shares else 5 if adopted else 4 if table else 3,
+            version=MANIFEST_VERSION if shares else 5 if adopted else 4 if table else 3,
             number=number,
             created=time.time(),
             base=record_base,

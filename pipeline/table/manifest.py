@@ -3,7 +3,7 @@
     HEAD.json            pointer: number of the current manifest, and the claim of a publisher
     manifests/<n>.json   a snapshot: the commits that it adds to an earlier manifest
     commits/<name>.arrow the files that a commit adds, frozen before they are made visible
-    commits/shared-<id>.arrow  those of several commits that are published together
+    commits/shared/<id>.arrow  those of several commits that are published together
 
 A manifest never repeats files: a snapshot is its commits, replayed in order. Nor does it repeat its
 list of commits: see `base_of`.
@@ -187,7 +187,8 @@ class CommitEntry(_Record):
     in_place: bool = False
     """Whether its files were made of those that it replaces, which no other commit may replace."""
     record: str = ""
-    """Name of the record that it shares with other commits; empty if it has its own."""
+    """Name of the record that it shares with other commits; empty if it has its own. In mode
+    `release`, that of some released commits."""
 
     @property
     def adds_files(self) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     AlreadyExistsError,
     OutputNotEmptyError,
@@ -26,6 +25,7 @@ from pipeline.table.claims import (
     claimed_commits,
     finish_claim,
     finish_open_claim,
+    give_up_lost,
     staged_by,
     vanished_from,
 )
@@ -62,7 +62,7 @@ class Published:
     already: bool
     """Whether everything had been published before."""
     commits: tuple[Commit, ...] = ()
-    """The frozen records, which may name other attempts than the drafts."""
+    """The published commits, which may have other attempts than the drafts."""
 
 
 def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
@@ -132,7 +132,11 @@ def _prepare(
 
 def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: list[str]) -> None:
     """Raise OutputNotEmptyError for files that no manifest names, except a run's own."""
-    claimed = claimed_files(table_log, manifest.number) if keys else {}
+    if not keys:
+        return
+    with suppress(UploadsVanishedError):  # The run maps their chunks again.
+        give_up_lost(table_log, run)
+    claimed = claimed_files(table_log, manifest.number)
     unknown = [key for key in keys if claimed.get(key) != run]
     if not unknown:
         return
@@ -197,8 +201,8 @@ def publish_all(
 
     Args:
         table_log: Table log of the output.
-        drafts: Commits to publish, in this order. A frozen commit with a draft's name takes the
-            place of the draft; published commits stay as they are.
+        drafts: Commits to publish, in this order. If there is one, a frozen commit with its name
+            takes its place; published commits stay as they are.
         accepted: Number of the manifest up to which commits after the base are no conflicts.
         widens: Returns whether the output may get new columns, or wider types; called if needed.
 
@@ -231,7 +235,9 @@ def freeze(
     widens: Callable[[], bool],
     number: int,
 ) -> list[Commit]:
-    """Store the commit records that are not stored yet, if all their staged outputs exist.
+    """Store the records of commits that are not published, if all their staged outputs exist.
+
+    The record of a single commit is created once: if it is stored, it takes the draft's place.
 
     Args:
         table_log: Table log of the output.
@@ -243,6 +249,8 @@ def freeze(
         SchemaChangedError: Files that stay in the output have other columns.
         UploadsVanishedError: Some staged outputs no longer exist; map their chunks again.
     """
+    if any(draft.entry.window is not None for draft in drafts):
+        give_up_lost(table_log, drafts[0].entry.run)
     # Before anything is frozen: with another schema rule the run can still publish later.
     entries = table_log.history(number, min(draft.base for draft in drafts))
     published = {entry.name for entry in entries}
@@ -252,20 +260,24 @@ def freeze(
     table_log.storage.check_staged(staged, table_log.output)
     gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
     if gone:
-        # Commits that are already frozen count, also if another driver has frozen them.
+        # Commits that another driver has frozen count.
         affected = [d.entry.name for d in drafts if not gone.isdisjoint(d.files["attempt"])]
-        if not _are_frozen(table_log, affected, min(draft.base for draft in drafts)):
+        undecided = _undecided(table_log, affected, min(draft.base for draft in drafts))
+        is_frozen = len(drafts) == 1 and table_log.commit(drafts[0].entry.name) is not None
+        if undecided and not is_frozen:
             raise UploadsVanishedError(sorted(gone))
-    return table_log.write_commits(drafts)
+    if len(drafts) == 1:
+        return table_log.write_commits(drafts)
+    frozen = {c.entry.name: c for c in table_log.write_commits(unpublished)}
+    return [frozen.get(draft.entry.name, draft) for draft in drafts]
 
 
-def _are_frozen(table_log: TableLog, names: Sequence[str], base: int) -> bool:
-    """Whether commits have records of their own, or are claimed or published by now."""
+def _undecided(table_log: TableLog, names: Sequence[str], base: int) -> list[str]:
+    """Return the names of the commits that are neither claimed nor published."""
     head, _ = table_log.head()
-    named = {entry.name for entry in table_log.history(head.current, base)}
-    named.update(head.publishing.commits if head.publishing is not None else ())
-    others = [name for name in names if name not in named]
-    return None not in map_concurrently(table_log.commit, others)
+    decided = {entry.name for entry in table_log.history(head.current, base)}
+    decided.update(head.publishing.commits if head.publishing is not None else ())
+    return [name for name in names if name not in decided]
 
 
 def _claim_and_finish(
@@ -289,7 +301,9 @@ def _claim_and_finish(
             current = table_log.manifest(head.current)
             unpublished = claimable(table_log, commits, current, accepted, widens)
             if not unpublished:
-                return Published(current, already, tuple(commits))
+                base = min(commit.base for commit in commits)
+                entries = [e for e in table_log.history(current.number, base) if e.name in names]
+                return Published(current, already, tuple(table_log.load_all(entries)))
             already = False
             frozen = tuple(commit.entry.name for commit in unpublished)
             record = unpublished[0].entry.record
@@ -358,11 +372,21 @@ def refuse_released(table_log: TableLog, done: pl.DataFrame, names: Sequence[str
         done: Completions of the run (schema COMPLETIONS).
         names: Names of the released commits (see `released_names`).
     """
-    commits = table_log.readable(names)
-    attempts = {attempt for commit in commits for attempt in commit.files["attempt"].to_list()}
+    if not names:
+        return
+    number = table_log.head()[0].current
+    run = run_of(names[0])
+    own = [entry for entry in table_log.history(number) if entry.run == run and entry.adds_files]
+    attempts = _attempts_of(table_log.frozen(names, number))
+    # A publisher that was asleep may freeze a released name with an attempt that is published.
+    attempts -= _attempts_of(table_log.load_all(own))
     lost = done.filter(pl.col("attempt").is_in(list(attempts)))
     if lost.height:
         raise UploadsVanishedError(sorted(lost["attempt"].to_list()))
+
+
+def _attempts_of(commits: Sequence[Commit]) -> set[str]:
+    return {attempt for commit in commits for attempt in commit.files["attempt"].to_list()}
 
 
 def _refuse_conflicts(
@@ -584,13 +608,14 @@ def _with_others(
     Raises:
         UploadsVanishedError: Some of the chunks have not been mapped again yet.
     """
-    existing = files.filter(~pl.col("attempt").is_in(attempts))
+    existing, gone = files.filter(~pl.col("attempt").is_in(attempts)), set(attempts)
     amended = []
     for commit in commits:
+        if gone.isdisjoint(commit.files["attempt"].to_list()):
+            continue
         lost = commit.files.filter(pl.col("attempt").is_in(attempts))
         others = existing.join(lost.select("chunk"), on="chunk", how="semi")
         if others.height < lost.height:
             raise vanished_from(commits, attempts)
-        if lost.height:
-            amended.append(replace(commit, files=others))
+        amended.append(replace(commit, files=others))
     return amended

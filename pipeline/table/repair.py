@@ -6,26 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import AlreadyExistsError, PreconditionFailedError, backup_of
+from pipeline.errors import backup_of
 from pipeline.report.humanize import plural
 from pipeline.table.claims import (
     claimed_readable,
-    clear_commits,
     explains,
     finish_open_claim,
     finish_or_release,
+    give_up,
     own_staged,
-    release_entry,
 )
 from pipeline.table.decision import read_decision
-from pipeline.table.errors import DamagedStateError, ManifestConflictError
+from pipeline.table.errors import DamagedStateError
 from pipeline.table.head import stored_manifests
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Claim, Head, Manifest, is_adoption, run_of
+from pipeline.table.manifest import Claim, Manifest, is_adoption, run_of
 from pipeline.table.retention import (
     claimed_files,
     copy_back,
@@ -315,23 +313,13 @@ def _fix_pointer(table_log: TableLog) -> None:
     except DamagedStateError as error:
         etag = error.etag
     newest = stored_manifests(table_log.storage, table_log.state)[-1]
-    _give_up_unpublished(table_log, newest, etag)
-
-
-def _give_up_unpublished(table_log: TableLog, newest: int, etag: str | None) -> None:
-    names, before = table_log.unpublished(newest), table_log.manifest(newest)
-    entry = release_entry(before, newest + 1, names)
-    # If a publisher or another repair was faster, its result counts: diagnose again.
-    with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
-        released = table_log.write_manifest(newest, (*before.commits, entry))
-        table_log.move_head(Head.at(released), etag)
-        clear_commits(table_log, table_log.readable(names))
+    give_up(table_log, newest, etag, table_log.unpublished(newest))
 
 
 def _give_up_forgotten(table_log: TableLog) -> None:
     head, etag = table_log.head()
     if head.publishing is None:
-        _give_up_unpublished(table_log, head.current, etag)
+        give_up(table_log, head.current, etag, table_log.unpublished(head.current))
 
 
 def _settle_claim(table_log: TableLog) -> None:

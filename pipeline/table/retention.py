@@ -320,7 +320,12 @@ def orphans_among(table_log: TableLog, keys: Iterable[str]) -> list[str]:
     """
     keys, entries = list(keys), table_log.entries()
     released = [name for entry in entries for name in entry.releases]
-    places = {(c.entry.name, c.entry.record) for c in table_log.readable(released)}
+    number = table_log.head()[0].current
+    frozen = table_log.frozen(released, number)
+    # A record that was not claimed will never be, once others have published its commits.
+    unlisted, known = table_log.unlisted_records(number), table_log.known_names(number)
+    frozen += [c for c in table_log.readable(unlisted) if c.entry.name in known]
+    places = {(commit.entry.name, commit.entry.record) for commit in frozen}
     places |= {(entry.name, entry.record) for entry in entries if entry.mode != "release"}
     marks = adopted_versions(table_log, entries)
     past: set[str] = set()
@@ -346,5 +351,5 @@ def claimed_files(table_log: TableLog, number: int) -> dict[str, str]:
     Such files are in the output while their commit is claimed, or if the claim was lost. Files of
     adoptions are there anyway, and do not count.
     """
-    commits = table_log.readable(table_log.unpublished(number))
+    commits = table_log.frozen(table_log.unpublished(number), number)
     return {key: commit.entry.run for commit in commits for key in commit.files["key"].to_list()}

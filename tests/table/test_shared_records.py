@@ -23,12 +23,13 @@ from pipeline.table.manifest import (
     Commit,
     CommitEntry,
 )
+from pipeline.table.publish import prepare_output
 from pipeline.table.record_file import read_shared, write_shared
 from pipeline.table.repair import diagnose, repair
 from tests.support.faulty_storage import Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, rows, visible
-from tests.support.runs_by_hand import OUTPUT
+from tests.support.runs_by_hand import OUTPUT, Run
 from tests.support.windowing import (
     complete,
     daily,
@@ -39,6 +40,7 @@ from tests.support.windowing import (
     windowed_run,
 )
 
+HEAD = f"{OUTPUT[:-1]}.chunkmap/HEAD.json"
 texts = st.text("ab=/é", max_size=4)
 
 
@@ -118,6 +120,12 @@ def test_a_record_that_contradicts_itself_is_refused(
             read_shared(record_file._pack(written, {"commits": [meta]}))
 
 
+def vanish(backend: MemoryBackend, *attempts: str) -> None:
+    for upload, (_, _, attempt) in list(backend.uploads.items()):
+        if attempt in attempts:
+            del backend.uploads[upload]
+
+
 # -- publishing ---------------------------------------------------------------------------------
 
 
@@ -136,6 +144,7 @@ def test_windows_that_are_published_together_share_a_record() -> None:
     complete(run)
     publish_days(run)
     [_, shared] = records(backend)
+    assert shared.startswith("shared/")
     table_log = TableLog(backend.storage(), OUTPUT)
     manifest = table_log.manifest()
     assert {entry.record for entry in manifest.commits[1:]} == {shared.removesuffix(".arrow")}
@@ -189,7 +198,7 @@ def test_commits_of_a_lost_pointer_are_given_up() -> None:
     """Its windows were claimed and visible when HEAD.json was restored from an old copy."""
     backend = MemoryBackend()
     published_days(backend, days(7), code="earlier")
-    old, before = backend.get(f"{OUTPUT[:-1]}.chunkmap/HEAD.json").data, visible(backend)
+    old, before = backend.get(HEAD).data, visible(backend)
     run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
     complete(run)
     counted = Faulty(copied(backend), lambda n, name: None)
@@ -199,7 +208,7 @@ def test_commits_of_a_lost_pointer_are_given_up() -> None:
     with pytest.raises(KilledError):
         publish_days(run.again(Storage({"s3": dying}, AT_ONCE)))
     assert len(visible(backend)) > len(before)
-    backend.put(f"{OUTPUT[:-1]}.chunkmap/HEAD.json", old)
+    backend.put(HEAD, old)
     table_log = TableLog(backend.storage(), OUTPUT)
     assert "claim lost" in [problem.situation for problem in diagnose(table_log).problems]
     assert repair(table_log)[-1].problems == ()
@@ -212,6 +221,114 @@ def test_commits_of_a_lost_pointer_are_given_up() -> None:
     publish_days(run, vanished=caught.value)
     check_settled(backend)
     assert len(visible(backend)) == len(before) + 3
+
+
+def restored_after_claim(*, late: bool = False) -> tuple[MemoryBackend, Run, set[str]]:
+    """Two windows were claimed and one became visible when HEAD.json was restored.
+
+    Args:
+        late: Whether another attempt is stored then, which the ledger prefers.
+
+    Returns:
+        Also what was visible before.
+    """
+    backend = MemoryBackend()
+    published_days(backend, days(7), code="earlier")
+    before, old = set(visible(backend)), backend.get(HEAD).data
+    run = windowed_run(backend.storage(), daily(days(1, 2), chunks=1), "append")
+    # The ledger prefers the smallest attempt.
+    run.store(run.completion(0, attempt="f" * 32))
+    killed_at("put_new", backend, run, days(1)[0])  # Its window has a record of its own.
+    vanish(backend, "f" * 32)
+    complete(run)
+    other = run.completion(0, attempt="0" * 32)
+    killed_at("complete", backend, run)
+    assert set(visible(backend)) > before
+    backend.put(HEAD, old)
+    if late:
+        run.store(other)
+    return backend, run, before
+
+
+def killed_at(name: str, backend: MemoryBackend, run: Run, *labels: str) -> None:
+    """Publish windows, and die after the first request of a name."""
+    counted = Faulty(copied(backend), lambda n, name: None)
+    publish_days(run.again(Storage({"s3": counted}, AT_ONCE)), *labels)
+    dying = Faulty(backend, dies_at(counted.calls.index(name), "after"), KilledError)
+    with pytest.raises(KilledError):
+        publish_days(run.again(Storage({"s3": dying}, AT_ONCE)), *labels)
+
+
+def publish_at_last(run: Run) -> None:
+    """Publish all windows; map again what has vanished."""
+    vanished = None
+    for _ in range(4):
+        try:
+            publish_days(run, vanished=vanished)
+        except UploadsVanishedError as error:
+            vanished = error
+            run.complete()
+        else:
+            return
+    raise AssertionError("uploads vanish again and again")
+
+
+@pytest.mark.parametrize("prepares", [True, False])
+def test_a_lost_claim_is_given_up_before_other_attempts_are_published(*, prepares: bool) -> None:
+    """Once, the rows of both attempts were visible, and repair saw no problem."""
+    backend, run, before = restored_after_claim(late=True)
+    if prepares:
+        prepare_output(TableLog(backend.storage(), OUTPUT), "append", run.ledger.run)
+    publish_at_last(run)
+    check_settled(backend)
+    assert len(visible(backend)) == len(before) + 2
+    assert repair(TableLog(backend.storage(), OUTPUT))[-1].problems == ()
+
+
+def test_a_record_of_its_own_hides_no_shared_one() -> None:
+    """Once, repair left a file of the shared record, and no other run could use the output."""
+    backend, run, before = restored_after_claim()
+    assert repair(TableLog(backend.storage(), OUTPUT))[-1].problems == ()
+    assert set(visible(backend)) == before
+    prepare_output(TableLog(backend.storage(), OUTPUT), "append", "f" * 16)
+    publish_at_last(run)
+    check_settled(backend)
+    assert not {e.name for e in TableLog(backend.storage(), OUTPUT).manifest().commits} & {
+        f"{run.ledger.run}-{day}" for day in days(1, 2)
+    }, "a released name is not used again"
+
+
+def test_uploads_that_are_known_to_be_gone_are_not_claimed() -> None:
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2), chunks=1))
+    complete(run, days(1)[0])
+    killed_at("put_new", backend, run, days(1)[0])
+    vanish(backend, *run.ledger.read().completions["attempt"].to_list())
+    complete(run, days(2)[0])
+    with pytest.raises(UploadsVanishedError) as caught:
+        publish_days(run)
+    assert caught.value.commits == ()
+    assert TableLog(backend.storage(), OUTPUT).head()[0].publishing is None
+    run.complete(0)
+    publish_days(run, vanished=caught.value)
+    check_settled(backend)
+
+
+def test_a_late_record_of_a_released_commit_voids_nothing_that_is_published() -> None:
+    """Its publisher was asleep; meanwhile the commit was released, and published anew."""
+    backend, run, _ = restored_after_claim()
+    repair(TableLog(backend.storage(), OUTPUT))
+    publish_at_last(run)
+    table_log = TableLog(backend.storage(), OUTPUT)
+    own = [e for e in table_log.manifest().commits if e.run == run.ledger.run]
+    names = (f"{run.ledger.run}-{day}" for day in days(1, 2))
+    late = [
+        replace(commit, entry=commit.entry.model_copy(update={"name": name}))
+        for commit, name in zip(table_log.load_all(own), names, strict=True)
+    ]
+    table_log.write_commits(late)
+    assert publish_days(run) is None
+    check_settled(backend)
 
 
 def test_an_entry_whose_record_lacks_it_is_named() -> None:

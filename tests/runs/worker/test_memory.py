@@ -201,12 +201,13 @@ def test_small_chunks_that_take_much_are_mapped_one_after_the_other() -> None:
 def test_the_peak_of_a_process_is_that_since_the_last_look() -> None:
     take_peak()
     before = take_peak()
-    with mmap(-1, 64 * MIB) as data:  # An allocator may have as much left over.
+    # More than allocators of earlier tests may give back meanwhile.
+    with mmap(-1, 256 * MIB) as data:
         for page in range(0, len(data), PAGESIZE):
             data[page] = 1
-    assert take_peak() >= before + 56 * MIB
-    assert take_peak() < before + 32 * MIB
-    assert abs(resident_bytes() - before) < 32 * MIB
+    assert take_peak() >= before + 192 * MIB
+    assert take_peak() < before + 128 * MIB
+    assert abs(resident_bytes() - before) < 128 * MIB
 
 
 class Batches:
