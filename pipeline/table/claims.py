@@ -371,17 +371,22 @@ def give_up(table_log: TableLog, newest: int, etag: str | None, names: Sequence[
         clear_commits(table_log, commits)
 
 
-def give_up_lost(table_log: TableLog, run: str) -> None:
+def give_up_lost(table_log: TableLog, run: str, number: int) -> None:
     """Give up commits of a run whose claim was lost, as HEAD.json was restored from an old copy.
 
     Their files may be visible, while the run publishes other attempts at the same chunks. An own
     record would be published again; of shared ones, nothing says which one was claimed.
 
+    Args:
+        table_log: Table log of the output.
+        run: Id of the run.
+        number: Number of the current manifest, or of one before it.
+
     Raises:
         UploadsVanishedError: There were such commits; map their chunks again.
         And what `finish_claim` raises.
     """
-    if not table_log.unlisted_records(table_log.head()[0].current):
+    if not table_log.unlisted_records(number):
         return
     manifest = finish_open_claim(table_log)
     head, etag = table_log.head()

@@ -194,8 +194,8 @@ class CommitRecords:
         Returns:
             The frozen commits, in the same order.
         """
-        if len(commits) == 1:
-            return [self.write_commit(commits[0])]
+        if len(commits) < 2:
+            return [self.write_commit(commit) for commit in commits]
         record = SHARED + uuid.uuid4().hex
         self.storage.put_new(self._uri(record), write_shared(commits))
         frozen = {commit.entry.name: _in_record(commit, record) for commit in commits}

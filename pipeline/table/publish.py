@@ -135,7 +135,7 @@ def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: lis
     if not keys:
         return
     with suppress(UploadsVanishedError):  # The run maps their chunks again.
-        give_up_lost(table_log, run)
+        give_up_lost(table_log, run, manifest.number)
     claimed = claimed_files(table_log, manifest.number)
     unknown = [key for key in keys if claimed.get(key) != run]
     if not unknown:
@@ -250,7 +250,7 @@ def freeze(
         UploadsVanishedError: Some staged outputs no longer exist; map their chunks again.
     """
     if any(draft.entry.window is not None for draft in drafts):
-        give_up_lost(table_log, drafts[0].entry.run)
+        give_up_lost(table_log, drafts[0].entry.run, number)
     # Before anything is frozen: with another schema rule the run can still publish later.
     entries = table_log.history(number, min(draft.base for draft in drafts))
     published = {entry.name for entry in entries}
@@ -266,9 +266,9 @@ def freeze(
         is_frozen = len(drafts) == 1 and table_log.commit(drafts[0].entry.name) is not None
         if undecided and not is_frozen:
             raise UploadsVanishedError(sorted(gone))
-    if len(drafts) == 1:
-        return table_log.write_commits(drafts)
-    frozen = {c.entry.name: c for c in table_log.write_commits(unpublished)}
+    # Others may have published some of several, or all, meanwhile.
+    new = drafts if len(drafts) == 1 else unpublished
+    frozen = {c.entry.name: c for c in table_log.write_commits(new)}
     return [frozen.get(draft.entry.name, draft) for draft in drafts]
 
 

@@ -111,6 +111,13 @@ def published_days(
     return run
 
 
+def vanish(backend: MemoryBackend, *attempts: str) -> None:
+    """Delete the uploads of some attempts, as a lifecycle rule does."""
+    for upload, (_, _, attempt) in list(backend.uploads.items()):
+        if attempt in attempts:
+            del backend.uploads[upload]
+
+
 def folders_of(files: Iterable[str]) -> dict[str, int]:
     """Number of files in each folder."""
     counts: dict[str, int] = {}

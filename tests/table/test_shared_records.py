@@ -24,9 +24,9 @@ from pipeline.table.manifest import (
     CommitEntry,
 )
 from pipeline.table.publish import prepare_output
-from pipeline.table.record_file import read_shared, write_shared
+from pipeline.table.record_file import _meta, _pack, read_shared, write_shared
 from pipeline.table.repair import diagnose, repair
-from tests.support.faulty_storage import Faulty, KilledError, dies_at
+from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, rows, visible
 from tests.support.runs_by_hand import OUTPUT, Run
@@ -37,6 +37,7 @@ from tests.support.windowing import (
     entries,
     publish_days,
     published_days,
+    vanish,
     windowed_run,
 )
 
@@ -101,29 +102,21 @@ def test_commits_come_back_as_they_were(written: list[Commit]) -> None:
     assert list(map(parts_of, again)) == list(map(parts_of, written))
 
 
-@pytest.mark.parametrize("twice", [True, False], ids=["twice", "other rows"])
-def test_a_record_that_contradicts_itself_is_refused(
-    twice: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def one_file() -> Commit:
     entry = CommitEntry(name="a", run="r", mode="append", files=1, rows=1, bytes=1)
-    file = pl.DataFrame([{"key": "k", "rows": 1}], FILES)
-    written = [Commit(entry, 0, (), file)]
-    if twice:
-        with pytest.raises(ValueError, match="twice"):
-            read_shared(write_shared(written * 2))
-        return
-    for count in (0, 2):
-        from pipeline.table import record_file
-
-        meta = {**record_file._meta(written[0]), "rows": {"files": count}}
-        with pytest.raises(ValueError, match="rows"):
-            read_shared(record_file._pack(written, {"commits": [meta]}))
+    return Commit(entry, 0, (), pl.DataFrame([{"key": "k", "rows": 1}], FILES))
 
 
-def vanish(backend: MemoryBackend, *attempts: str) -> None:
-    for upload, (_, _, attempt) in list(backend.uploads.items()):
-        if attempt in attempts:
-            del backend.uploads[upload]
+def test_a_record_with_a_commit_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        read_shared(write_shared([one_file(), one_file()]))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_record_with_other_rows_than_its_commits_is_refused(count: int) -> None:
+    meta = {**_meta(one_file()), "rows": {"files": count}}
+    with pytest.raises(ValueError, match="rows"):
+        read_shared(_pack([one_file()], {"commits": [meta]}))
 
 
 # -- publishing ---------------------------------------------------------------------------------
@@ -192,6 +185,32 @@ def test_a_record_that_no_claim_names_counts_for_nothing() -> None:
     check_settled(backend)
     assert rows(visible(backend)) == list(range(6))
     assert [window for window, _, _ in entries(backend)] == days(2, 3, 1)
+
+
+def test_what_others_have_published_meanwhile_is_not_frozen_again() -> None:
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2), chunks=1))
+    complete(run)
+    counted = Faulty(copied(backend), lambda n, name: None)
+    publish_days(run.again(Storage({"s3": counted}, AT_ONCE)))
+    before_freezing = counted.calls.index("put_new")
+    for number in range(before_freezing):
+        shared = copied(backend)
+        other = run.again(shared.storage())
+
+        def script(n: int, name: str, number: int = number, other: Run = other) -> Fault:
+            if n == number:
+                publish_days(other)
+            return None
+
+        publish_days(run.again(Storage({"s3": Faulty(shared, script)}, AT_ONCE)))
+        check_settled(shared)
+        frozen = TableLog(shared.storage(), OUTPUT).readable(
+            TableLog(shared.storage(), OUTPUT).stored_records()
+        )
+        assert len(records(shared)) <= 2
+        assert all(name.startswith("shared/") for name in records(shared))
+        assert len(frozen) == 2 * len(records(shared)), "no record is empty"
 
 
 def test_commits_of_a_lost_pointer_are_given_up() -> None:
@@ -315,7 +334,7 @@ def test_uploads_that_are_known_to_be_gone_are_not_claimed() -> None:
 
 
 def test_a_late_record_of_a_released_commit_voids_nothing_that_is_published() -> None:
-    """Its publisher was asleep; meanwhile the commit was released, and published anew."""
+    """Its publisher was asleep; meanwhile the commit was released, and published again."""
     backend, run, _ = restored_after_claim()
     repair(TableLog(backend.storage(), OUTPUT))
     publish_at_last(run)

@@ -23,6 +23,7 @@ from tests.support.windowing import (
     entries,
     publish_days,
     published_days,
+    vanish,
     windowed_run,
     windows_of,
 )
@@ -84,12 +85,6 @@ def test_processes_that_publish_other_groups_of_the_same_windows() -> None:
         assert rows(visible(shared)) == list(range(6))
         found = commits_of(TableLog(shared.storage(), OUTPUT), run.ledger.run, 1)
         assert sorted(str(entry.window) for entry in found) == days(1, 2, 3)
-
-
-def vanish(backend: MemoryBackend, *attempts: str) -> None:
-    for upload, (_, _, attempt) in list(backend.uploads.items()):
-        if attempt in attempts:
-            del backend.uploads[upload]
 
 
 def claimed_then_vanished() -> tuple[MemoryBackend, Storage, list[str]]:
