@@ -23,7 +23,7 @@ from prefect.states import Completed
 from pipeline.config.job import parse_job
 from pipeline.config.settings import load_settings
 from pipeline.flows.event_sender import FLUSH_SECONDS, flush_events
-from pipeline.flows.run_events import LATE, RUN, emit
+from pipeline.flows.run_events import DEADLINE, LATE, RUN, emit, failures_reported
 from pipeline.logs import set_up_driver
 from pipeline.report.humanize import duration
 from pipeline.runs.backfill.scheduled import reason_late
@@ -77,7 +77,8 @@ def check_deadline(
     output = next(iter(parsed.all_outputs.values())).uri
     table_log = TableLog(open_storage(settings), output)
     has_completed = partial(has_completed_since, table_log.output, since)
-    why = reason_late(parsed, table_log, scheduled, since, has_completed)
+    with failures_reported(DEADLINE, table_log.output, {"job": f"deadline of {parsed.name}"}):
+        why = reason_late(parsed, table_log, scheduled, since, has_completed)
     if why is None:
         return Completed(message="on time")
     message = f"{why} {by}"

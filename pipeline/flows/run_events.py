@@ -40,6 +40,9 @@ RUN, BACKFILL, INGEST = "chunkmap.run", "chunkmap.backfill", "chunkmap.ingest"
 LOAD, PIPELINE = "chunkmap.load", "chunkmap.pipeline"
 EVENT_KINDS = (RUN, BACKFILL, INGEST, LOAD, PIPELINE)
 """Starts of the names of events that tell how something went."""
+DEADLINE, SWEEP = "chunkmap.deadline", "chunkmap.sweep"
+WATCH_KINDS = (DEADLINE, SWEEP)
+"""Starts of the names of events about looking at outputs, which only tell that it failed."""
 DIED = "died"
 """End of the names of events about a driver that was killed, which the sweep emits."""
 STOPPED = "stopped"
@@ -120,9 +123,10 @@ def reported(
 
 @contextmanager
 def failures_reported(kind: str, output: str, payload: Mapping[str, Any]) -> Iterator[None]:
-    """Emit that something failed before it has begun, e.g. because no scheduler answers.
+    """Emit that something failed before it has begun, or that an output cannot be looked at.
 
-    Errors that an event has told of (see `reported`) are passed on. Arguments are as there.
+    Errors that an event has told of (see `reported`) are passed on. Arguments are as there; the kind
+    may also be one of `WATCH_KINDS`.
     """
     try:
         yield

@@ -25,7 +25,7 @@ from prefect.states import Completed, Crashed, Failed
 from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import FLUSH_SECONDS, flush_events
-from pipeline.flows.run_events import DIED, emit
+from pipeline.flows.run_events import DIED, SWEEP, emit
 from pipeline.logs import set_up_driver
 from pipeline.masking import mask_text
 from pipeline.report.humanize import duration, plural
@@ -79,6 +79,7 @@ def sweep_drivers(
         except ChunkmapError as error:
             # One damaged output must not hide the others.
             problems.append(mask_text(f"{output}: {error}"))
+            report_unreadable(output, error)
     for line in (*lines, *problems):
         log.warning("%s", line)
     flush_events(FLUSH_SECONDS)
@@ -89,6 +90,28 @@ def sweep_drivers(
 
 def _prefix(uri: str) -> str:
     return parse(uri).uri.rstrip("/") + "/"
+
+
+def report_unreadable(output: str, error: ChunkmapError) -> None:
+    """Make people know that an output could not be looked at: once a day for each kind of error."""
+    output = output.rstrip("/") + "/"  # As events of its runs name it, which tell of recovery.
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    event_id = uuid5(NAMESPACE_URL, f"chunkmap:sweep:{output}:{type(error).__name__}:{day}")
+    with get_client(sync_client=True) as client:
+        if _is_known(client, event_id):
+            return
+    payload = {
+        "job": "sweep",
+        "error": type(error).__name__,
+        "message": f"dead drivers of {output} cannot be found: {error}",
+        "hint": error.hint or "",
+        "command": f"chunkmap status -o {output}",
+    }
+    emit(f"{SWEEP}.failed", output, payload, event_id=event_id)
+
+
+def _is_known(client: SyncPrefectClient, event_id: UUID) -> bool:
+    return bool(client.read_events(EventFilter(id=EventIDFilter(id=[event_id])), limit=1).events)
 
 
 def report_dead(dead: DeadDriver) -> None:
@@ -108,9 +131,8 @@ def report_dead(dead: DeadDriver) -> None:
                 state: Any = Crashed(name=name, message=f"{_title(dead)}: found by the sweep")
                 client.set_flow_run_state(flow_run.id, state, force=True)
         event_id = uuid5(NAMESPACE_URL, f"chunkmap:dead-driver:{dead.driver}")
-        known = client.read_events(EventFilter(id=EventIDFilter(id=[event_id])), limit=1)
-    if known.events:
-        return
+        if _is_known(client, event_id):
+            return
     payload = {
         dead.kind: dead.id,
         "job": dead.job,

@@ -66,6 +66,9 @@ class CommitRecords:
 
         Returns:
             None if the record is not stored.
+
+        Raises:
+            ObjectMissingError: One of the first amendments is not stored.
         """
         cached = None if amendments is None else self._cached.get((record, amendments))
         if cached is not None:
@@ -83,8 +86,10 @@ class CommitRecords:
             if amendment is None and amendments is not None:
                 # Amendments once had the names that later commits of a run have.
                 amendment = self._read(record, f"{record}.{number}")
-            if amendment is None:
+            if amendment is None and amendments is None:
                 break
+            if amendment is None:
+                raise ObjectMissingError(self._uri(f"{record}.a{number}"))
             commits = self._cache(record, number, _apply_amendment(commits, amendment, number))
             number += 1
         return commits
@@ -156,7 +161,7 @@ class CommitRecords:
         """Return the commit of a manifest's entry.
 
         Raises:
-            ObjectMissingError: Its record does not exist.
+            ObjectMissingError: Its record, or an amendment that counts, does not exist.
             DamagedStateError: The record that it shares lacks it.
         """
         return self._pick(entry, self.commits(entry.record or entry.name, entry.amendments))

@@ -12,7 +12,8 @@ from uuid import UUID
 import pytest
 
 from pipeline.config.job import Job
-from pipeline.flows import deadline
+from pipeline.errors import StateError
+from pipeline.flows import deadline, run_events
 from pipeline.runs.backfill.plan import WindowSelection
 from tests.support.backfills import Days, days
 from tests.support.memory_storage import MemoryBackend
@@ -44,6 +45,9 @@ class Prefect:
 
     def emit(self, event: str, output: str, payload: Any) -> None:
         self.events.append((event, output, payload))
+
+    def emit_from(self, event: str, output: str, payload: Any, origin: Any) -> None:
+        self.emit(event, output, payload)
 
     def run_deployment(self, deployment: UUID, **options: Any) -> None:
         self.later.append((deployment, options))
@@ -157,6 +161,19 @@ def test_a_late_run_of_yesterday_is_not_one_of_today(
     prefect.scheduled = minute + timedelta(hours=4)  # What is there was published before.
     late = prefect.check(job_of(), cron=f"{minute.minute} {minute.hour} * * *")
     assert late.startswith("test has published nothing by")
+
+
+def test_people_are_told_of_an_output_that_cannot_be_read(
+    prefect: Prefect, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_events, "emit", prefect.emit_from)
+    monkeypatch.setattr(run_events, "flush_events", lambda seconds: True)
+    backend.put(f"{OUTPUT[:-1]}.chunkmap/HEAD.json", b"damaged")
+    with pytest.raises(StateError):
+        prefect.check(job_of())
+    [(event, output, payload)] = prefect.events
+    assert (event, output) == ("chunkmap.deadline.failed", OUTPUT)
+    assert (payload["job"], payload["error"]) == ("deadline of test", "DamagedStateError")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_what_nothing_can_be_sent_to_is_refused(tmp_path: Path, kind: str, url: 
 def test_all_ways_to_fail_are_reported_and_all_ends_are_recoveries() -> None:
     failed = set(MESSAGES["failed"].expect)
     kinds = ("run", "backfill", "ingest", "load", "pipeline")
-    assert {f"chunkmap.{kind}.failed" for kind in kinds} <= failed
+    assert {f"chunkmap.{kind}.failed" for kind in (*kinds, "deadline", "sweep")} <= failed
     recovered = MESSAGES["recovered"]
     assert set(recovered.expect) == {f"chunkmap.{kind}.completed" for kind in kinds}
     assert failed | {"chunkmap.run.died", "chunkmap.output.late"} <= set(recovered.after)

@@ -187,3 +187,14 @@ def test_one_output_that_cannot_be_read_hides_no_other(prefect: Prefect, run: Ru
     assert state.is_failed()
     assert str(state.message).startswith("s3:///wrong/: ")
     assert run.ledger.run in str(state.message)
+
+
+def test_people_are_told_once_a_day_of_an_output_that_cannot_be_read(
+    prefect: Prefect, run: Run
+) -> None:
+    for _ in range(3):
+        swept(("s3:///wrong/",))
+    [(event, output, payload, _)] = prefect.events
+    assert (event, output) == ("chunkmap.sweep.failed", "s3:///wrong/")
+    assert payload["message"].startswith("dead drivers of s3:///wrong/ cannot be found: ")
+    assert payload["command"] == "chunkmap status -o s3:///wrong/"

@@ -103,6 +103,24 @@ def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
     assert table_log.load(amended.entry).files.equals(amended.files)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_amendment_that_is_lost_is_missed(table_log: TableLog, shared: bool) -> None:
+    """Without it, a version would have attempts that were replaced before they were visible."""
+    drafts = [commit(name, "append", f"x-{name}", f"y-{name}") for name in "cd"[: 1 + shared]]
+    frozen, *_ = table_log.write_commits(drafts)
+    for attempt in "bc":
+        newest, *_ = table_log.versions([(frozen.entry.name, frozen.entry.record)])
+        table_log.amend([replace(newest, files=files("x-c", attempt=attempt))])
+    entry = frozen.entry.model_copy(update={"amendments": 2})
+    assert TableLog(table_log.storage, OUTPUT).load(entry).files["attempt"].to_list() == ["c", "a"]
+    lost = f"{table_log.state}commits/{entry.record or entry.name}.a2.arrow"
+    table_log.storage.delete(lost)
+    for load in (TableLog.load, lambda log, entry: log.load_all([entry])):
+        with pytest.raises(ObjectMissingError) as caught:
+            load(TableLog(table_log.storage, OUTPUT), entry)
+        assert caught.value.uri == lost
+
+
 def test_a_table_log_caches_a_limited_number_of_records(
     table_log: TableLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,15 @@ from pipeline.config.deploy_file import Deployed, Notify
 from pipeline.errors import DeployFileError
 from pipeline.flows.deploy.kinds import BLOCKS, UNKNOWN, automation_resource
 from pipeline.flows.deploy.resources import Resource
-from pipeline.flows.run_events import BACKFILL, DIED, EVENT_KINDS, LATE, QUARANTINED, RUN
+from pipeline.flows.run_events import (
+    BACKFILL,
+    DIED,
+    EVENT_KINDS,
+    LATE,
+    QUARANTINED,
+    RUN,
+    WATCH_KINDS,
+)
 
 RECOVERY_TIME = timedelta(days=30)
 """How long after a failure a completed run counts as its recovery."""
@@ -31,6 +39,8 @@ WATCHED_FLOWS = (
     "ingest",
     "load",
     "pipeline",
+    "deadline",
+    "sweep",
 )
 """Flows whose crashes are reported."""
 SLUGS = {
@@ -40,7 +50,7 @@ SLUGS = {
     "apprise": "slack-webhook",  # Its URL may be any that Apprise knows.
 }
 """Slugs of blocks, by the kinds of receivers."""
-_FAILED = (*(f"{kind}.failed" for kind in EVENT_KINDS), f"{BACKFILL}.held")
+_FAILED = (*(f"{kind}.failed" for kind in (*EVENT_KINDS, *WATCH_KINDS)), f"{BACKFILL}.held")
 _DIED = (f"{RUN}.{DIED}", f"{BACKFILL}.{DIED}")
 _DONE = tuple(f"{kind}.completed" for kind in EVENT_KINDS)
 _OUTPUT = "{{ event.resource.id }}"

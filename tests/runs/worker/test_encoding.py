@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from polars.testing.parametric import column, dataframes
 
+from partitioning.page_rows import _HEADER
+from partitioning.thrift import read_struct
 from pipeline.runs.worker import encoding
 from pipeline.runs.worker.encoding import (
     MIN_ROWS,
@@ -220,6 +222,18 @@ def test_a_page_index_is_written_where_it_is_asked_for(rows: int) -> None:
     column_chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
     assert column_chunk.has_offset_index and column_chunk.has_column_index
     assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+def test_a_row_group_has_one_page_unless_an_index_lets_readers_skip_pages() -> None:
+    pages = {}
+    for has_index in (False, True):
+        data, _ = write_parquet(line_items(), replace(ZSTD, page_index=has_index))
+        wide = pq.read_metadata(io.BytesIO(data)).row_group(0).column(1)
+        start, pages[has_index] = wide.data_page_offset, 0
+        while start < wide.data_page_offset + wide.total_compressed_size:
+            header, size = read_struct(bytes(data[start : start + 200]), 0, _HEADER)
+            start, pages[has_index] = start + size + header[3], pages[has_index] + 1
+    assert pages == {False: 1, True: 4}
 
 
 @pytest.mark.parametrize("nested", [False, True])
