@@ -123,10 +123,10 @@ def reported(
 
 @contextmanager
 def failures_reported(kind: str, output: str, payload: Mapping[str, Any]) -> Iterator[None]:
-    """Emit that something failed before it has begun, or that an output cannot be looked at.
+    """Emit that something failed before it has begun, or that an output cannot be read.
 
-    Errors that an event has told of (see `reported`) are passed on. Arguments are as there; the kind
-    may also be one of `WATCH_KINDS`.
+    Errors that an event has told of (see `reported`) are passed on. Arguments are as there; the
+    kind may also be one of `WATCH_KINDS`.
     """
     try:
         yield

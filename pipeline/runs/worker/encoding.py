@@ -58,7 +58,7 @@ PAGE_OPTIONS: Mapping[str, int] = {
     "data_page_size": 8 * DEFAULT_ROW_GROUP_ROWS,
 }
 """Pages without an index: a row group's numbers in one, of 2 MiB. With pyarrow's 20,000 rows,
-encoding takes a twentieth more time, and nothing reads less: only an index lets readers skip pages."""
+encoding takes a twentieth more time, and nothing reads less: pages are skipped by an index."""
 
 MAX_TEXT = 1_000
 """Characters of the description of a choice."""
