@@ -110,6 +110,7 @@ Local = Annotated[
 ]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Drive it in a background process.")]
 OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]
+OnlyFailedWindows = Annotated[bool, typer.Option("--failed", help="Retry failed windows only.")]
 DebugChunk = Annotated[
     int | None,
     typer.Option(

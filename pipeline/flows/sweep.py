@@ -153,7 +153,8 @@ def _title(dead: DeadDriver) -> str:
 def _flow_runs(client: SyncPrefectClient, dead: DeadDriver) -> list[FlowRun]:
     """Return the flow run of a driver and those above it; none if Prefect does not have it.
 
-    The record of a driver could name any flow run: only one of the same flow and name is taken.
+    The record of a driver could name any flow run: only one of the same flow, and of the same job
+    or backfill, is taken. That of a job in a pipeline has the name of the stage.
     """
     path = urlsplit(dead.page or "").path
     try:
@@ -161,8 +162,11 @@ def _flow_runs(client: SyncPrefectClient, dead: DeadDriver) -> list[FlowRun]:
         name = client.read_flow(flow_run.flow_id).name
     except (ValueError, ObjectNotFound):
         return []
-    wanted = dead.job if dead.kind == "run" else f"backfill {dead.id}"
-    if (name, flow_run.name) != (DRIVER_FLOWS[dead.kind], wanted):
+    if dead.kind == "run":
+        is_same = flow_run.parameters.get("name") == dead.job
+    else:
+        is_same = flow_run.name == f"backfill {dead.id}"
+    if name != DRIVER_FLOWS[dead.kind] or not is_same:
         return []
     found = [flow_run]
     while found[-1].parent_task_run_id is not None:

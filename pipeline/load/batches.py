@@ -209,10 +209,11 @@ def _convert_values(values: Any, column: Column) -> pa.Array:
 def _json_texts(array: pa.Array, column: Column) -> pa.Array:
     try:
         texts = [None if value is None else _json(value) for value in array.to_pylist()]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # Python's dates end with the year 9999.
         raise LoadFailedError(
             f"a value of column {column.name} ({column.dtype}) cannot be JSON: {error}",
-            hint="replace NaN and infinities in nested columns by nulls in the transform",
+            hint="replace NaN, infinities and dates outside of the years 1 to 9999 in nested "
+            "columns by nulls in the transform",
         ) from None
     return pa.array(texts, pa.large_string())
 
@@ -222,11 +223,16 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
 
 
+def total_of(sums: Iterable[int | Decimal]) -> Decimal:
+    """Add exact sums. Python's own precision would round them to 28 digits."""
+    with localcontext(prec=76):
+        return sum(map(Decimal, sums), Decimal(0))
+
+
 def _add(total: int | Decimal, values: pl.Series) -> int | Decimal:
     """Add a batch's exact sum to a total."""
     if isinstance(values.dtype, pl.Decimal):
-        with localcontext(prec=76):
-            return Decimal(total) + Decimal(values.sum() or 0)
+        return total_of((total, values.sum() or 0))
     if values.dtype in (pl.Int64, pl.UInt64):
         # The sum of halves cannot overflow.
         high, low = values // 2**32, values % 2**32

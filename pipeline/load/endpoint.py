@@ -176,7 +176,7 @@ def _lines(stream: BatchStream, commit: CommitFiles, skip: int) -> Iterator[byte
 def _convert_rows(batch: Any, commit: CommitFiles) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # Python's dates end with the year 9999.
         raise _not_json(f"a value of commit {commit.name}", error) from None
     return rows
 
@@ -194,11 +194,11 @@ def _line(row: dict[str, Any], commit: CommitFiles, number: int) -> bytes:
         raise
 
 
-def _not_json(what: str, error: ValueError) -> LoadFailedError:
+def _not_json(what: str, error: Exception) -> LoadFailedError:
     return LoadFailedError(
         f"{what} cannot be JSON: {error}",
-        hint="replace NaN and infinities by nulls, and round times to microseconds, in the "
-        "transform",
+        hint="replace NaN, infinities and dates outside of the years 1 to 9999 by nulls, and round "
+        "times to microseconds, in the transform",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, UsageError, is_transient
-from pipeline.load.batches import BatchStream, OutputVersion, check_error, sums_text
+from pipeline.load.batches import BatchStream, OutputVersion, check_error, sums_text, total_of
 from pipeline.load.column_types import Column
 from pipeline.load.columns import Differences, columns_of, named
 from pipeline.load.destination import Destination, Session, TableName, quoted
@@ -350,7 +350,7 @@ class Loader:
         [(count, *sums)] = session.rows(f"SELECT {', '.join(parts)} FROM {table.sql}")
         differing = [] if count == expected else [f"{count:,} rows instead of {expected:,}"]
         for name, value in zip(summed, sums, strict=True):
-            total = sum((Decimal(of[name]) for of in stream.sums.values()), Decimal(0))
+            total = total_of(of[name] for of in stream.sums.values())
             if _exact(value) != total:
                 differing.append(f"a sum of {name} of {value} instead of {total}")
         if differing:

@@ -122,6 +122,10 @@ class TableLog(CommitRecords):
             if record.number != number or not 0 <= record.base < number:
                 why = f"it has the number {record.number} and the base {record.base}"
                 raise DamagedStateError(uri, why)
+            # What follows these numbers down would never end.
+            if not (0 <= (record.full or 0) <= number and 0 <= (record.rollback_of or 0) < number):
+                why = f"it is full since {record.full}, and a rollback to {record.rollback_of}"
+                raise DamagedStateError(uri, why)
             self._records[number] = record
 
         map_concurrently(read, new)

@@ -27,12 +27,24 @@ class Prefect:
         self.events: list[tuple[str, str, Any, UUID]] = []
         self.started: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def add(self, flow: str, name: str, state: State[Any], parent: UUID | None = None) -> UUID:
+    def add(
+        self,
+        flow: str,
+        name: str,
+        state: State[Any],
+        parent: UUID | None = None,
+        stage: str | None = None,
+    ) -> UUID:
         run, task = uuid4(), uuid4()
         if parent is not None:
             self.parents[task] = parent
         self.runs[run] = SimpleNamespace(
-            id=run, name=name, flow_id=flow, state=state, parent_task_run_id=parent and task
+            id=run,
+            name=stage or name,
+            parameters={"name": name},
+            flow_id=flow,
+            state=state,
+            parent_task_run_id=parent and task,
         )
         return run
 
@@ -139,6 +151,15 @@ def test_a_record_that_names_another_flow_run_does_not_end_it(
     swept()
     assert prefect.runs[other].state.is_running()
     assert [event for event, *_ in prefect.events] == ["chunkmap.run.failed"]
+
+
+def test_the_flow_run_of_a_stage_of_a_pipeline_ends(prefect: Prefect, run: Run) -> None:
+    above = prefect.add("pipeline", "daily", Running())
+    own = prefect.add("map_dataset", "test", Running(), above, stage="map")
+    beat(run.storage, run.ledger.prefix, flow_run=f"http://p/runs/flow-run/{own}")
+    swept()
+    assert [prefect.runs[each].state.name for each in (own, above)] == ["Orphaned", "Silent"]
+    assert [event for event, *_ in prefect.events] == ["chunkmap.run.died"]
 
 
 @pytest.mark.parametrize("page", [None, "http://p/", f"http://p/{UUID(int=3)}", "\x00"])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
@@ -93,6 +94,13 @@ def test_another_table_is_refused_or_widened(target: DuckDBTarget) -> None:
     assert "--schema widen" in (caught.value.hint or "")
     assert target.load(widen=True).added == ("v",)
     assert target.rows() == [(1, "v1")]
+
+
+def test_sums_of_more_digits_than_python_computes_with(target: DuckDBTarget) -> None:
+    large = [Decimal(9 * 10**27 + number) for number in range(20)]
+    target.output.add(pl.DataFrame({"id": pl.Series(large, dtype=pl.Decimal(28, 0))}))
+    target.load(mode="replace")
+    assert target.rows("SELECT sum(id)::VARCHAR FROM t") == [(str(sum(map(int, large))),)]
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import polars as pl
 import pytest
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, PreconditionFailedError
+from pipeline.table.errors import DamagedStateError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Claim, Commit, CommitEntry, Head, Manifest, folders
 from tests.support.memory_storage import MemoryBackend
@@ -164,3 +166,18 @@ def test_a_manifest_whose_commit_is_gone_says_so(table_log: TableLog) -> None:
 
 def test_folders_are_partitions() -> None:
     assert folders(files("a", "k=1/b", "k=1/l=2/c")) == ["", "k=1", "k=1/l=2"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"full": 3}, {"full": -1}, {"rollback_of": 2}, {"rollback_of": -1}]
+)
+def test_numbers_that_lead_nowhere_are_refused(table_log: TableLog, wrong: dict[str, int]) -> None:
+    """Whatever reads the versions before would never end."""
+    for base in (0, 1):
+        table_log.write_manifest(base, (commit("c", "append", "x").entry,))
+    uri = f"{table_log.state}manifests/2.json"
+    stored = json.loads(table_log.storage.get(uri).data)
+    stored.pop("sha256", None)
+    table_log.storage.put(uri, json.dumps({**stored, name: number}).encode())
+    with pytest.raises(DamagedStateError):
+        TableLog(table_log.storage, OUTPUT).manifest(2)

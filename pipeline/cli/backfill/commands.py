@@ -38,7 +38,7 @@ from pipeline.cli.options import (
     JobFile,
     Json,
     Local,
-    OnlyFailed,
+    OnlyFailedWindows,
     OnlyOutput,
     Set,
     TakeOver,
@@ -229,7 +229,7 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
 )
 def retry(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
-    failed: OnlyFailed = False,
+    failed: OnlyFailedWindows = False,
     window: WindowNames = None,
     accept_code: AcceptCode = False,
     take_over: TakeOver = False,

@@ -272,9 +272,10 @@ class BackfillDriver:
             self.desired.refresh()
         if self.desired.take_retry():
             failed = self.progress.in_state("failed")
+            waiting = set(self.progress.in_state("waiting")) - self.queue.active_labels
             self.progress.mark(failed, "waiting")
             self.outcome.failed -= len(failed)
-            self._schedule(self.store.windows(), self.progress.in_state("waiting"))
+            self._schedule(self.store.windows(), waiting.union(failed))
         self.desired.check()
 
     def _schedule(self, windows: pl.DataFrame, wanted: Collection[str]) -> None:

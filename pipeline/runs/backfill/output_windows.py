@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 
 import polars as pl
@@ -19,23 +19,46 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import CommitEntry, run_of
+from pipeline.table.manifest import CommitEntry, rule_of, run_of
 
 
 def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
     """Return the newest commit of each window that the output has, by label.
 
-    Commits of windows name their window. Windows of other runs are found by the Hive folders of
-    their files; their code and input are unknown.
+    Commits of windows name their window; those that another rule has cut do not count. Windows of
+    other runs are found by the Hive folders of their files; their code and input are unknown.
     """
-    manifest = table_log.manifest()
+    commits = table_log.manifest().commits
+    rank = {entry.name: rank for rank, entry in enumerate(commits)}
     windows: dict[str, OutputWindow] = {}
-    if any(entry.window is None for entry in manifest.commits):
-        windows |= _windows_by_folder(table_log, rule)
-    for entry in manifest.commits:
-        if entry.window is not None:
+    newest: dict[str, int] = {}
+    for entry in commits:
+        if entry.window is not None and entry.rule in ("", rule_of(rule)):
             windows[entry.window] = OutputWindow(entry.run, entry.code, entry.inputs)
+            newest[entry.window] = rank[entry.name]
+    others = {entry.name for entry in commits if entry.window is None}
+    for label, commit in _windows_by_folder(table_log, rule, others) if others else ():
+        # The files of a rollback are those of the windows' own commits, under other keys.
+        is_copy = commits[rank[commit]].mode == "restore" and label in windows
+        if rank[commit] > newest.get(label, -1) and not is_copy:
+            windows[label] = OutputWindow(run_of(commit), "", "")
+            newest[label] = rank[commit]
     return windows
+
+
+def refuse_other_rule(table_log: TableLog, rule: Windowing) -> None:
+    """Refuse an output that has windows of another rule: appending could duplicate their rows.
+
+    Raises:
+        UsageError: It has.
+    """
+    for entry in table_log.manifest().commits:
+        if entry.window is not None and entry.rule not in ("", rule_of(rule)):
+            raise UsageError(
+                f"{table_log.output} has windows of another rule ({entry.rule}; the job's is "
+                f"{rule_of(rule)}), whose rows would be appended again",
+                hint="set the job's `window` as it was, or output.mode to overwrite-partitions",
+            )
 
 
 def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
@@ -55,15 +78,16 @@ def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
     return frozenset(run for run, versions in read.items() if not changed.isdisjoint(versions))
 
 
-def _windows_by_folder(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
-    windows: dict[str, OutputWindow] = {}
+def _windows_by_folder(
+    table_log: TableLog, rule: Windowing, commits: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the window of each folder of some commits, and the commit; the newest last."""
     files = table_log.snapshot(table_log.manifest()).select("key", "commit")
-    for key, commit in files.iter_rows():
+    for key, commit in files.filter(pl.col("commit").is_in(list(commits))).iter_rows():
         with suppress(WindowError):
             label = label_of_folder(rule, key.rpartition("/")[0])
             if label is not None:
-                windows[label] = OutputWindow(run_of(commit), "", "")
-    return windows
+                yield label, commit
 
 
 def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> frozenset[str]:

@@ -20,7 +20,12 @@ from pipeline.config.job import LATER_OUTPUT_KEYS, Job, keys_at_default
 from pipeline.config.settings import Settings
 from pipeline.errors import ConflictError, UsageError
 from pipeline.report.humanize import plural
-from pipeline.runs.backfill.output_windows import failed_before, materialised_windows, outdated_runs
+from pipeline.runs.backfill.output_windows import (
+    failed_before,
+    materialised_windows,
+    outdated_runs,
+    refuse_other_rule,
+)
 from pipeline.runs.backfill.records import (
     MAX_FOLDERS_NAMED,
     WINDOWS,
@@ -30,7 +35,7 @@ from pipeline.runs.backfill.records import (
 )
 from pipeline.runs.backfill.selection import InputWindow, WindowDecision, WindowSelector
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
+from pipeline.runs.backfill.windows_table import EMPTIED, chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_in_place, refuse_overlap
@@ -288,6 +293,8 @@ class Drafting:
         failed: frozenset[str] = frozenset()
         if options.reprocess == "failed":
             failed = failed_before(self.storage, earlier)
+        if self.job.output.mode == "append":
+            refuse_other_rule(table_log, self.rule)
         outputs = materialised_windows(table_log, self.rule)
         outdated: frozenset[str] = frozenset()
         if options.reprocess == "changed":
@@ -300,6 +307,7 @@ class Drafting:
             options.reprocess,
             accept_scheme=self.accept_scheme,
             outdated=outdated,
+            appends=self.job.output.mode == "append",
         )
         return selector.choose(wanted)
 
@@ -356,13 +364,20 @@ class Drafting:
             }
         run = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
         windows = windows.with_columns(run=run).match_to_schema(WINDOWS)
+        emptied = windows.filter(pl.col("skipped") == EMPTIED)["label"].to_list()
         unknown = sum(choice.is_of_other_scheme for choice in choices)
-        notes = (
-            f"the code of {plural(unknown, 'window')} was fingerprinted by another scheme, so "
-            "chunkmap "
-            "cannot tell whether it has changed: they are mapped again (--accept-code counts their "
-            "code as unchanged)",
-        )
+        notes = []
+        if emptied:
+            notes.append(
+                f"{plural(len(emptied), 'window')} (for example {emptied[0]}) of the output have "
+                "no rows in the input any more: the output keeps those from before"
+            )
+        if unknown:
+            notes.append(
+                f"the code of {plural(unknown, 'window')} was fingerprinted by another scheme, so "
+                "chunkmap cannot tell whether it has changed: they are mapped again (--accept-code "
+                "counts their code as unchanged)"
+            )
         record = self._record(backfill, asked, options, windows)
         if planned is not None:
             self._refuse_columns(planned, options)
@@ -370,7 +385,7 @@ class Drafting:
             origin = origin_of(self.job, self.settings, planned.result)
             found = {"tables": tables, "columns": columns, "origin": origin}
             record = record.model_copy(update=found)
-        return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
+        return Draft(self.job, record, windows, plan, notes=tuple(notes))
 
     def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
         """Refuse windows whose result would not fit the files that stay in the output."""

@@ -59,16 +59,23 @@ class RunQueue:
         """Whether a part of the canary waits or is active."""
         return self.is_in_canary or any(step.is_canary for step in self._waiting)
 
+    @property
+    def active_labels(self) -> set[str]:
+        """Labels of the windows of active runs."""
+        return {label for active in self._active.values() for label in active.step.only}
+
     def take(self, control: Control) -> ScheduledRun | None:
         """Take the next run that may begin now, under a desired state; None if none may."""
-        if not self._waiting or control.paused:
+        if control.paused or len(self._active) >= min(control.max_active, MAX_ACTIVE):
             return None
-        if len(self._active) >= min(control.max_active, MAX_ACTIVE):
-            return None
+        # Two drivers of one run would map the same chunks, and one's failure would end the other.
+        ranks = {active.step.rank for active in self._active.values()}
+        step = next((step for step in self._waiting if step.rank not in ranks), None)
         # Nothing else begins before all of the canary has ended.
-        if self.is_in_canary and not self._waiting[0].is_canary:
+        if step is None or (self.is_in_canary and not step.is_canary):
             return None
-        return self._waiting.popleft()
+        self._waiting.remove(step)
+        return step
 
     def start(self, active: ActiveRun, drive: Callable[[ActiveRun], None]) -> None:
         """Drive a run in a thread."""

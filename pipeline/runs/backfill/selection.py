@@ -42,6 +42,8 @@ class WindowDecision:
     """Reason why there is nothing to do; None if there is."""
     is_of_other_scheme: bool = False
     """Whether it is chosen only because its code was fingerprinted by another scheme."""
+    is_published: bool = False
+    """Whether the output has rows of it."""
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +71,8 @@ class WindowSelector:
     """Whether code that was fingerprinted by another scheme counts as unchanged."""
     outdated: frozenset[str] = frozenset()
     """Ids of runs that read tables which were replaced since."""
+    appends: bool = False
+    """Whether doing a window that the output has would duplicate its rows."""
 
     def choose(self, windows: Iterable[Window]) -> list[WindowDecision]:
         """Decide what to do about each of the requested windows."""
@@ -77,7 +81,8 @@ class WindowSelector:
     def _decide(self, window: Window) -> WindowDecision:
         skipped = self._skip_reason(window.label)
         unknown = skipped is None and self._is_of_other_scheme(window.label)
-        return WindowDecision(window, self.inputs.get(window.label), skipped, unknown)
+        source, has_output = self.inputs.get(window.label), window.label in self.outputs
+        return WindowDecision(window, source, skipped, unknown, has_output)
 
     def _is_of_other_scheme(self, label: str) -> bool:
         """Whether a window is unchanged except for the scheme of its code's fingerprint."""
@@ -90,11 +95,13 @@ class WindowSelector:
         source, output = self.inputs.get(label), self.outputs.get(label)
         if source is None:
             return EMPTY
-        if self.reprocess == "failed":
-            return None if label in self.failed else "it has not failed"
+        if self.reprocess == "failed" and label not in self.failed:
+            return "it has not failed"
         if output is None or self.reprocess == "all":
             return None
-        if self.reprocess == "missing":
+        if self.reprocess == "failed" and not self.appends:
+            return None
+        if self.reprocess in ("missing", "failed"):
             return f"done by run {output.run}"
         is_same_code = output.code == self.code or (
             self.accept_scheme and self._is_of_other_scheme(label)

@@ -14,6 +14,8 @@ from pipeline.config.units import resolve_limit
 from pipeline.runs.backfill.records import MAX_RUNS, MIN_RUN_BYTES, WINDOWS, Options
 from pipeline.runs.backfill.selection import WindowDecision, group_into_runs, spread
 
+EMPTIED = "the input has no rows of it any more, and the output keeps those from before"
+"""Reason why a window of which the output has rows is skipped."""
 _FIGURES = ("rows", "stored_bytes", "decoded_bytes")
 
 
@@ -51,7 +53,14 @@ def windows_table(
     filled = joined.with_columns(pl.col("chunks", *_FIGURES).fill_null(0))
     # A window whose rows are all filtered out has objects and no chunk.
     is_empty = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
-    reason = pl.when(is_empty).then(pl.lit("the filter excludes all of it")).otherwise("skipped")
+    published = [choice.window.label for choice in choices if choice.is_published]
+    reason = (
+        pl.when(is_empty & pl.col("label").is_in(published))
+        .then(pl.lit(EMPTIED))
+        .when(is_empty)
+        .then(pl.lit("the filter excludes all of it"))
+        .otherwise("skipped")
+    )
     windows = filled.with_columns(skipped=reason)
     todo = windows.filter(pl.col("skipped").is_null()).select("label", "decoded_bytes")
     sizes: dict[str, int] = dict(todo.iter_rows())

@@ -441,3 +441,53 @@ def test_a_run_does_not_append_what_a_backfill_has_appended(world: Days) -> None
     assert world.manifest_numbers() == before
     world.run(job)
     assert_frame_equal(world.rows(), world.expected())
+
+
+def test_failed_does_not_append_what_was_published_since(world: Days) -> None:
+    """The one that failed was created later than the one that published the window after that."""
+    job = failing(world, "2024-02-29", output={"uri": world.output, "mode": "append"})
+    other = world.create(job, WindowSelection(values=("2024-02-29",)))
+    failed = world.create(job)
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(failed)
+    failed.change("test", lambda _: {"cancelled": True})
+    (world.root / "fixed").touch()
+    world.drive(other)
+    assert world.rows().height == 10 * len(LEAP)
+    drafted = world.draft(job, reprocess="failed")
+    assert drafted.windows["skipped"].null_count() == 0
+    assert drafted.up_to_date is not None
+
+
+def test_windows_of_another_rule_are_not_appended_again(world: Days) -> None:
+    kept = {"uri": world.output, "mode": "append"}
+    world.run(world.job(output=kept))
+    by_month = {"column": "ds", "grain": "month"}
+    with pytest.raises(UsageError, match="windows of another rule"):
+        world.draft(world.job(output=kept, window=by_month))
+    # Where they are replaced, all of them are done by the new rule.
+    world.run(world.job(window=by_month))
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_what_another_run_has_replaced_has_changed(world: Days) -> None:
+    world.run(world.job())
+    assert world.draft(world.job(), reprocess="changed").up_to_date is not None
+    run_serially(world.job("triple", window=None), world.settings, world.storage)
+    drafted = world.draft(world.job(), reprocess="changed")
+    assert drafted.windows["skipped"].null_count() == len(LEAP)
+    assert world.draft(world.job()).up_to_date is not None, "it is not missing"
+    world.run(world.job(), reprocess="changed")
+    assert_frame_equal(world.rows(), world.expected())
+    assert world.draft(world.job(), reprocess="changed").up_to_date is not None
+
+
+def test_a_window_without_rows_that_the_output_has_is_named(world: Days) -> None:
+    world.run(world.job())
+    for path in (world.input / "ds=2024-02-28").iterdir():
+        pl.read_parquet(path).clear().write_parquet(path)
+    drafted = world.draft(world.job(), reprocess="changed")
+    [note] = drafted.notes
+    assert "1 window (for example 2024-02-28)" in note
+    reasons = dict(drafted.windows.select("label", "skipped").iter_rows())
+    assert "the output keeps those from before" in reasons["2024-02-28"]
