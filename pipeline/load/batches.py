@@ -232,7 +232,7 @@ def total_of(sums: Iterable[int | Decimal]) -> Decimal:
 def _add(total: int | Decimal, values: pl.Series) -> int | Decimal:
     """Add a batch's exact sum to a total."""
     if isinstance(values.dtype, pl.Decimal):
-        return total_of((total, values.sum() or 0))
+        return total_of((total, Decimal(values.sum() or 0)))
     if values.dtype in (pl.Int64, pl.UInt64):
         # The sum of halves cannot overflow.
         high, low = values // 2**32, values % 2**32
