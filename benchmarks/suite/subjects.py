@@ -22,8 +22,8 @@ from benchmarks.peers.protocol import LAUNCHED, Spec
 from benchmarks.suite.environments import Environment
 from benchmarks.suite.sampling import Sampler
 
-TIMEOUT = 1800.0
-"""Seconds after which a subject is ended and counts as failed."""
+TIMEOUT = 900.0
+"""Seconds per iteration after which a subject is ended and counts as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ProcessSubject:
         environment: How its script is started.
         services: Processes that work for it.
         folder: Working folder of the process.
-        timeout: Seconds.
+        timeout: Seconds, for each time that the work is done.
     """
 
     name: str
@@ -94,7 +94,7 @@ class ProcessSubject:
                 )
                 try:
                     with Sampler(process.pid, tuple(self.services)) as sampler:
-                        out, problem = self._wait(process)
+                        out, problem = self._wait(process, self.timeout * spec.iterations)
                 except BaseException:
                     end_group(process)
                     raise
@@ -102,12 +102,12 @@ class ProcessSubject:
         answer = parse(out, process.returncode, problem, said)
         return replace_use(answer, sampler.use.peak_bytes, sampler.use.cpu_seconds)
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> tuple[str, str]:
         problem = ""
         try:
-            out, _ = process.communicate(timeout=self.timeout)
+            out, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            problem = f"it was not done after {self.timeout:g} s"
+            problem = f"it was not done after {seconds:g} s"
             end_group(process)
             out, _ = process.communicate()
         return out.decode("utf-8", errors="replace"), problem

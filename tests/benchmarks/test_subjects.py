@@ -90,7 +90,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path({str(note)!r}).write_text(str(child.pid))
 time.sleep(600)
 """
-    answer = subject(tmp_path, code, timeout=2).run(SPEC, {})
+    answer = subject(tmp_path, code, timeout=1).run(SPEC, {})
     assert answer.error == "it was not done after 2 s"
     child = int(note.read_text())
     with pytest.raises((psutil.NoSuchProcess, psutil.TimeoutExpired)):
