@@ -101,6 +101,14 @@ class Loader:
         """Pin the version, and refuse what no attempt can load."""
         if destination.dialect.fold(request.table.name) == LEDGER:
             raise UsageError(f"{LEDGER} records what was loaded and cannot be loaded into")
+        limit = destination.dialect.max_name_bytes
+        for name in (request.table.schema, request.table.name):
+            if limit is not None and len((name or "").encode()) > limit:
+                raise UsageError(
+                    f"the name {name} is longer than {limit} bytes, and "
+                    f"{destination.dialect.name} would cut it",
+                    hint="choose a shorter one",
+                )
         source = OutputVersion.of(settings, storage, request.output, request.version)
         columns = columns_of(source, destination.dialect, destination.where)
         names = [column.name for column in columns]

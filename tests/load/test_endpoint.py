@@ -380,6 +380,7 @@ def test_damaged_progress_is_an_error(sender: Sender, change: dict[str, Any], sa
     [
         (pl.DataFrame({"id": [1, 2, 3], "f": [1.0, 2.0, float("nan")]}), "column f in row 3 of"),
         (pl.DataFrame({"id": [1], "l": [[float("inf")]]}), "column l in row 1 of"),
+        (pl.DataFrame({"day": pl.Series([3_000_000], dtype=pl.Int32).cast(pl.Date)}), "a value of"),
         (pl.DataFrame({"id": [1], "at": pl.Series([1], dtype=pl.Datetime("ns"))}), "column at"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipeline.errors import UsageError
 from pipeline.load.errors import (
     DestinationBusyError,
     DestinationError,
@@ -139,6 +140,13 @@ def test_values_that_postgresql_cannot_store_are_named(
         target.load()
     assert re.search(hint, caught.value.hint or "")
     assert not target.has_table("t")
+
+
+@pytest.mark.parametrize("name", [{"table": "t" * 64}, {"schema": "é" * 32}])
+def test_a_name_that_would_be_cut_is_refused(target: PostgresTarget, name: dict[str, Any]) -> None:
+    target.output.add(ids(1))
+    with pytest.raises(UsageError, match="longer than 63 bytes"):
+        target.load(**name)
 
 
 def test_another_table_is_refused_or_widened(target: PostgresTarget) -> None:
