@@ -133,6 +133,9 @@ def finish_claim(
                 raise
     if _is_release(manifest, claim):
         _clear_released(table_log, claim)
+    elif is_found and _released(manifest, claim) is not None:
+        _rebase_claim(table_log, head, etag, manifest)
+        return None
     elif is_found and not explains(table_log, claim, manifest):
         raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
     moved = None
@@ -142,6 +145,21 @@ def finish_claim(
     if claim.decision is not None and with_others:
         _finish_others(table_log, claim.decision, decision)
     return moved
+
+
+def _rebase_claim(table_log: TableLog, head: Head, etag: str | None, manifest: Manifest) -> None:
+    """Put a claim on a release of other commits, which was stored while it was made.
+
+    A release changes no file, so the claim is as good after it as before.
+    """
+    claim = head.publishing
+    assert claim is not None, "only a claim is rebased"
+    if claim.rollback is not None:  # It restores files under keys with its number.
+        move_orphans(table_log, restored_by(visible_keys(table_log), manifest.number))
+    rebased = claim.model_copy(update={"base": manifest.number})
+    moved = {"current": manifest.number, "publishing": rebased}
+    with suppress(PreconditionFailedError):
+        table_log.move_head(head.model_copy(update=moved), etag)
 
 
 def _decision_of(table_log: TableLog, uri: str) -> Decision:
@@ -410,9 +428,21 @@ def give_up_lost(table_log: TableLog, run: str, number: int) -> None:
 
 
 def _is_release(manifest: Manifest, claim: Claim) -> bool:
-    """Whether a manifest releases this claim."""
+    """Whether a manifest releases this claim; that of a rollback has no commits."""
+    released = _released(manifest, claim)
+    if released is None:
+        return False
+    if claim.decision is not None:
+        return True  # A decision names the number of its manifest: it cannot have another one.
+    return set(claim.commits) <= released if claim.commits else not released
+
+
+def _released(manifest: Manifest, claim: Claim) -> set[str] | None:
+    """Return what the manifest after a claim's base releases; None if it is no release."""
     last = manifest.commits[-1] if manifest.commits else None
-    return last is not None and last.mode == "release" and last.name == f"release-{claim.base + 1}"
+    if last is None or last.mode != "release" or last.name != f"release-{claim.base + 1}":
+        return None
+    return set(last.releases)
 
 
 def _clear_released(table_log: TableLog, claim: Claim) -> None:

@@ -265,10 +265,14 @@ def _of_attempts(commit: Commit, amendment: Commit) -> pl.DataFrame:
         return rejected
     other = amendment.files.select("chunk", other="attempt")
     joined = rejected.join(other, on="chunk", how="left", maintain_order="left")
-    source = pl.col("source").str.replace_all(pl.col("attempt"), pl.col("other"), literal=True)
+    # In Python, since Polars replaces only one text at a time in a column.
+    sources = [
+        source if other is None else source.replace(attempt, other)
+        for source, attempt, other in joined.select("source", "attempt", "other").iter_rows()
+    ]
     return joined.select(
         "chunk",
         attempt=pl.coalesce("other", "attempt"),
         rows="rows",
-        source=pl.when(pl.col("other").is_null()).then("source").otherwise(source),
+        source=pl.Series(sources, dtype=pl.String),
     )

@@ -528,7 +528,12 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
             table_log.move_head(Head.at(current, claim), etag)
-            return finish_open_claim(table_log)
+            newest = finish_open_claim(table_log)
+            for number_after in range(current.number + 1, newest.number + 1):
+                manifest = table_log.manifest(number_after)
+                if manifest.rollback_of == target:
+                    return manifest
+            # Another process has given it up meanwhile.
 
 
 def _refuse_before_adoption(table_log: TableLog, current: Manifest, target: int) -> None:

@@ -11,7 +11,16 @@ import pytest
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, PreconditionFailedError
 from pipeline.table.errors import DamagedStateError
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import FILES, Claim, Commit, CommitEntry, Head, Manifest, folders
+from pipeline.table.manifest import (
+    FILES,
+    REJECTED,
+    Claim,
+    Commit,
+    CommitEntry,
+    Head,
+    Manifest,
+    folders,
+)
 from tests.support.memory_storage import MemoryBackend
 
 OUTPUT = "s3://b/o/"
@@ -103,6 +112,21 @@ def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
     # What a manifest has listed stays as it was then.
     assert table_log.load(frozen.entry).files["attempt"].to_list() == ["a", "a", "a"]
     assert table_log.load(amended.entry).files.equals(amended.files)
+
+
+def test_rows_in_quarantine_follow_the_attempts_of_an_amendment(table_log: TableLog) -> None:
+    """The other chunks, and those without such rows, keep theirs."""
+    drafted = commit("c", "append", "x", "y", "z")
+    named = [(chunk, "0f", 2, f"runs/r/rejected/{chunk}.0f.parquet") for chunk in "xy"]
+    rejected = pl.DataFrame(named, REJECTED, orient="row")
+    entry = drafted.entry.model_copy(update={"rejected": 4})
+    first = files("x", "y", "z", attempt="0f")
+    frozen = table_log.write_commit(replace(drafted, entry=entry, files=first, rejected=rejected))
+    other = files("x", "y", "z", attempt="1e").filter(pl.col("chunk") != "x")
+    table_log.amend([replace(frozen, files=other)])
+    amended = TableLog(table_log.storage, OUTPUT).commit("c")
+    assert amended is not None
+    assert amended.rejected.rows() == [named[0], ("y", "1e", 2, "runs/r/rejected/y.1e.parquet")]
 
 
 @pytest.mark.parametrize("shared", [False, True])

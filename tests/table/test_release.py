@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import polars as pl
@@ -13,8 +15,12 @@ from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.commit import draft_commit, files_of
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Backend, Storage
-from pipeline.table.claims import finish_open_claim
-from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
+from pipeline.table.claims import finish_open_claim, release_entry
+from pipeline.table.errors import (
+    ForeignClaimError,
+    ManifestConflictError,
+    UploadsVanishedError,
+)
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Claim
 from pipeline.table.publish import prepare_output, rollback
@@ -89,6 +95,58 @@ def test_it_is_given_up_and_mapped_again(mode: str) -> None:
     assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
     publish_again(backend, run)
     check_settled(backend)
+
+
+def release_others(backend: MemoryBackend) -> None:
+    """Store what a repair of another run's commits stores, which has read the pointer before."""
+    table_log = table_log_of(backend)
+    before = table_log.manifest()
+    entry = release_entry(before, before.number + 1, ["another"])
+    with suppress(ManifestConflictError):
+        table_log.write_manifest(before.number, (*before.commits, entry))
+
+
+def from_the_claim_on(
+    backend: MemoryBackend, work: Callable[[Storage], object]
+) -> Iterator[tuple[MemoryBackend, Storage]]:
+    """Yield copies of an output, and storages whose n-th request finds the release of others."""
+    counted = Faulty(copied(backend), lambda n, name: None)
+    work(Storage({"s3": counted}, AT_ONCE))
+    claims, *_, ends = [n for n, name in enumerate(counted.calls) if name == "put_if"]
+    for number in range(claims, ends + 1):
+        shared = copied(backend)
+
+        def script(n: int, name: str, at: int = number, shared: MemoryBackend = shared) -> Fault:
+            if n == at:
+                release_others(shared)
+            return None
+
+        yield shared, Storage({"s3": Faulty(shared, script)}, AT_ONCE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_release_of_others_keeps_a_claim(mode: str) -> None:
+    """It has the number of the claim's manifest; nothing of the claim is mapped again."""
+    backend, run = ready(mode)
+    for shared, storage in from_the_claim_on(backend, lambda s: publish(run.again(s))):
+        own = run.again(storage)
+        publish(own)
+        check_settled(shared)
+        assert run.again(shared.storage()).ledger.read().left(len(run.plan)) == []
+        attempts = set(run.ledger.read().completions["attempt"])
+        log = table_log_of(shared)
+        files = log.snapshot(log.manifest()).filter(pl.col("commit") == run.ledger.run)
+        assert set(files["attempt"]) == attempts
+
+
+def test_a_release_of_others_keeps_a_rollback() -> None:
+    backend, run = ready("overwrite")
+    before = rows(visible(backend))
+    publish(run)
+    for shared, storage in from_the_claim_on(backend, lambda s: rollback(TableLog(s, OUTPUT))):
+        assert rollback(TableLog(storage, OUTPUT)).rollback_of == 1
+        check_settled(shared)
+        assert rows(visible(shared)) == before
 
 
 def test_a_run_is_discarded_beside_an_unfinished_claim() -> None:
