@@ -199,7 +199,10 @@ def reporting_windows(
         try:
             manifest = publish(storage, ledger, *args, **options)
         except (CommitsConflictError, ChecksFailedError) as error:
-            published = [label for label in windows if label not in error.windows]
+            held = set(error.windows)
+            if isinstance(error, CommitsConflictError) and error.refusal is not None:
+                held.update(error.refusal.windows)
+            published = [label for label in windows if label not in held]
             if published and not options.get("together"):
                 emit(WINDOW_PUBLISHED, ledger.output, {**more, **_named(published)}, origin)
             raise

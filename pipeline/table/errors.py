@@ -18,7 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.errors import ConflictError, StateError, StorageError, UsageError, backup_of
+from pipeline.errors import (
+    ChecksFailedError,
+    ConflictError,
+    StateError,
+    StorageError,
+    UsageError,
+    backup_of,
+)
 from pipeline.report.humanize import plural
 from pipeline.table.manifest import CommitEntry, run_of
 
@@ -172,7 +179,10 @@ class CommitsConflictError(ConflictError):
     Attributes:
         commits: Names of these commits; other commits can be published without them.
         windows: Labels of the windows of these commits, if any.
+        refusal: What checks say of other windows, which were not published either.
     """
+
+    refusal: ChecksFailedError | None = None
 
     def __init__(self, message: str, entries: Sequence[CommitEntry]) -> None:
         super().__init__(

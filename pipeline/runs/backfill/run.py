@@ -108,6 +108,8 @@ class BackfillRun:
     """Why a completed window was not published over what other runs have, by its label."""
     _refused: dict[str, str] = field(default_factory=dict)
     """What checks say of a completed window that they refuse, by its label."""
+    _voided: list[str] = field(default_factory=list)
+    """Attempts whose uploads had vanished when windows were published while others were mapped."""
     _is_mapped: bool = False
     """Whether the map stage has ended, so that the types of columns are final."""
     _output_types: Columns = field(default_factory=dict)
@@ -174,6 +176,10 @@ class BackfillRun:
 
         def map_and_publish(vanished: UploadsVanishedError | None) -> Progress:
             progress = self._map(executor, wanted, vanished)
+            if self._voided:
+                # The map stage may have ended without their chunks.
+                attempts, self._voided = self._voided, []
+                raise UploadsVanishedError(attempts)
             if publishes:
                 self._merge(executor, vanished)
                 self._publish_in_turn(vanished)
@@ -282,6 +288,7 @@ class BackfillRun:
                 self._publish(None)
             except UploadsVanishedError as error:
                 self.ledger.void(error.attempts)
+                self._voided += error.attempts
             except ForeignClaimError:
                 pass  # Published later, once the other run has completed its claim.
 
@@ -337,24 +344,36 @@ class BackfillRun:
             # Other runs have published these windows meanwhile.
             lost = windows if options.all_or_nothing else error.windows
             self._conflicts |= {label: str(error) for label in lost}
-        held = {*self._conflicts, *self._refused}
-        done = [label for label in windows if label not in held]
+            if error.refusal is not None:
+                self._refused |= {label: str(error.refusal) for label in error.refusal.windows}
+        with shared.publishing:
+            published = retry_until_available(self._published_windows)
+        done = [label for label in windows if label in published]
         window_progress.mark(done, "done")
         log.info("%s: published %s", self.name, plural(len(done), "window"))
-        self._note_checks()
         # With reprocess missing, a conflict is fine: the output lacks these windows no more.
         missing = options.reprocess == "missing" and not options.all_or_nothing
         window_progress.mark(self._conflicts, "skipped" if missing else "failed")
         window_progress.mark(self._refused, "failed")
 
-    def _note_checks(self) -> None:
-        """Take what checks have found from the commits of the run's windows."""
-        if self.shared.job.checks.is_empty:
-            return
-        with best_effort(), self.shared.publishing:
-            commits = self.shared.table_log.entries(self.shared.record.base)
-            own = [entry for entry in commits if entry.run == self.ledger.run]
-            self.shared.progress.note_checks(own)
+    def _published_windows(self) -> set[str]:
+        """Return the windows that the output has of this run; take what checks have found in them.
+
+        What is not listed is not published, whatever the publish has said of other windows.
+        """
+        log = self.shared.table_log
+        own = [e for e in log.entries(self.shared.record.base) if e.run == self.ledger.run]
+        self.shared.progress.note_checks(own)
+        # A run may have been published as a whole, also without the chunks that had failed.
+        whole = [entry for entry in own if entry.window is None]
+        chunks = {c for commit in log.load_all(whole) for c in commit.files["chunk"].to_list()}
+        is_complete = any(not entry.missing for entry in whole)
+        of_whole = [
+            label
+            for label in (self.labels if whole else ())
+            if is_complete or chunks.issuperset(self._chunks_of(label))
+        ]
+        return {entry.window for entry in own if entry.window is not None}.union(of_whole)
 
     def _chunks_of(self, label: str) -> list[str]:
         ids = self.plan.chunk_ids

@@ -299,13 +299,25 @@ def _try_queries(checks: Checks, queries: Sequence[SqlCheck], schema: pl.Schema)
 def refuse(run: str, by_window: Mapping[str | None, Sequence[CheckResult]]) -> None:
     """Raise ChecksFailedError if checks refuse a run's result, or that of some windows.
 
+    Arguments are those of `refusal`.
+    """
+    error = refusal(run, by_window)
+    if error is not None:
+        raise error
+
+
+def refusal(
+    run: str, by_window: Mapping[str | None, Sequence[CheckResult]]
+) -> ChecksFailedError | None:
+    """Return the error for a run's result, or that of some windows, that checks refuse, if any.
+
     Args:
         run: Id of the run.
         by_window: What checks have found, by the label of the window; None: the whole run.
     """
     failed = {label: refused(results) for label, results in by_window.items() if refused(results)}
     if not failed:
-        return
+        return None
     first, results = next(iter(failed.items()))
     lines = [result.line for result in results[:SHOWN]]
     more = f" (and {len(results) - SHOWN} more)" if len(results) > SHOWN else ""
@@ -322,4 +334,4 @@ def refuse(run: str, by_window: Mapping[str | None, Sequence[CheckResult]]) -> N
         "job again: finished work is kept",
     )
     error.windows = tuple(label for label in failed if label is not None)
-    raise error
+    return error

@@ -12,7 +12,7 @@ from partitioning.window_inputs import windows_of_plan
 from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
-from pipeline.runs.driver.check_stage import CheckStage, refuse
+from pipeline.runs.driver.check_stage import CheckStage, refusal, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.merge_stage import as_merged, merge_parts, merged_of
@@ -119,10 +119,9 @@ def publish_run(
     if vanished is not None:
         ledger.void(vanished.attempts)
     progress = drop_retyped(ledger, ledger.read())
-    parts = []
-    if job.output.merges:
-        parts = _merged_parts(ledger, progress, windows, without_failed=without_failed)
-        progress, windows = as_merged(progress, parts), _with_files(windows, parts)
+    parts, progress, windows = _with_merged(
+        ledger, job, progress, windows, without_failed=without_failed
+    )
     check_schemas(progress, open_columns=rule is not None)
     progress, done = _results(ledger, job, progress, parts)
     # What checks need to know was measured on the results of chunks.
@@ -151,13 +150,13 @@ def publish_run(
             result = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
             manifest = result.manifest
             published += result.commits
+    except CommitsConflictError as error:
+        error.refusal = refusal(ledger.run, results)
+        raise
     except UploadsVanishedError as error:
         if not error.waits_for(record.run):
             raise foreign_claim(table_log.output, error) from error
-        # Also void duplicates that are gone: they would be chosen next, one after the other.
-        others = pl.concat([progress.duplicates, progress.merged])
-        error.attempts += vanished_duplicates(table_log, others)
-        ledger.void(error.attempts)
+        _void_vanished(ledger, table_log, progress, error)
         raise
     own = [entry for entry in entries if entry.run == record.run]
     finish_run(ledger, table_log, progress, manifest, own=own, published=published)
@@ -173,15 +172,24 @@ def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     table_log = TableLog(storage, ledger.output)
     if _is_decided(table_log, ledger.record()):
         return []
-    progress, job = drop_retyped(ledger, ledger.read()), ledger.job()
-    parts: list[MergePart] = []
-    if job.output.merges:
-        parts = _merged_parts(ledger, progress, None)
-        progress = as_merged(progress, parts)
+    job = ledger.job()
+    parts, progress, _ = _with_merged(ledger, job, drop_retyped(ledger, ledger.read()), None)
     progress, files = _results(ledger, job, progress, parts)
     done = progress.completions if job.output.merges else files
     stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
     return stage.results(done, progress.completions if job.reduce else done)
+
+
+def _void_vanished(
+    ledger: Ledger, table_log: TableLog, progress: Progress, error: UploadsVanishedError
+) -> None:
+    """Void the attempts that an error names, and duplicates that are gone, too.
+
+    These would be chosen next, one after the other.
+    """
+    others = pl.concat([progress.duplicates, progress.merged])
+    error.attempts += vanished_duplicates(table_log, others)
+    ledger.void(error.attempts)
 
 
 def _is_decided(table_log: TableLog, record: RunRecord) -> bool:
@@ -226,6 +234,25 @@ def _checked(
         if not refused(results[label]):
             passed.append(_with_results(draft, results[label]))
     return passed
+
+
+def _with_merged(
+    ledger: Ledger,
+    job: Job,
+    progress: Progress,
+    windows: Mapping[str, WindowChunks] | None,
+    *,
+    without_failed: bool = False,
+) -> tuple[Sequence[MergePart], Progress, Mapping[str, WindowChunks] | None]:
+    """Return the parts of merge plans, and progress and windows with their files.
+
+    Without merges there are no parts, and the others are returned as they are. Raises as
+    `_merged_parts`.
+    """
+    if not job.output.merges:
+        return (), progress, windows
+    parts = _merged_parts(ledger, progress, windows, without_failed=without_failed)
+    return parts, as_merged(progress, parts), _with_files(windows, parts)
 
 
 def _with_files(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import polars as pl
 import pytest
@@ -19,9 +20,14 @@ from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.selection import group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
+from pipeline.runs.driver.commit import files_of
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.find import runs_of
-from pipeline.table.errors import FilesMissingError
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage import Storage
+from pipeline.table.claims import staged_of
+from pipeline.table.errors import FilesMissingError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from tests.support.backfills import Days, days
 
@@ -491,3 +497,28 @@ def test_a_window_without_rows_that_the_output_has_is_named(world: Days) -> None
     assert "1 window (for example 2024-02-28)" in note
     reasons = dict(drafted.windows.select("label", "skipped").iter_rows())
     assert "the output keeps those from before" in reasons["2024-02-28"]
+
+
+def test_uploads_that_vanish_when_all_is_mapped_are_mapped_again(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are missed by a publish while others are mapped, after which nothing is left to map."""
+    monkeypatch.setattr("pipeline.runs.backfill.run.PUBLISH_SECONDS", 0.0)
+    lost: list[str] = []
+
+    def publish(
+        storage: Storage, ledger: Ledger, vanished: UploadsVanishedError | None, **more: Any
+    ) -> int:
+        completions = ledger.read().completions
+        if completions.height == len(ledger.plan()) and not lost and more["windows"]:
+            chunk = next(iter(more["windows"].values())).chunks[0]
+            done = files_of(ledger.output, completions.filter(pl.col("chunk") == chunk))
+            storage.abort(staged_of(ledger.output, done))
+            lost.extend(done["attempt"])
+        return publish_run(storage, ledger, vanished, **more)
+
+    driver = world.driver(world.create(world.job()))
+    driver.publish = publish
+    assert driver.run().state == "done"
+    assert lost
+    assert_frame_equal(world.rows(), world.expected())

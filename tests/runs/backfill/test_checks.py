@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.cli.backfill.show import status as show_status
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.report import store_report
 from pipeline.runs.backfill.status import read_status
 from pipeline.runs.backfill.store import BackfillStore
@@ -39,6 +40,19 @@ def test_a_window_that_a_check_refuses_fails(world: Days, reprocess: str) -> Non
         world.drive(store)
     counts = failed.value.summary.counts
     assert (counts["done"], counts["failed"], counts["skipped"]) == (2, 1, 0)
+    assert "row_count: 11 rows; expected at most 10" in failed.value.summary.notes[0]
+    assert world.windows_held() == ["2024-02-28", "2024-03-01"]
+
+
+def test_a_window_that_a_check_refuses_fails_beside_one_in_conflict(world: Days) -> None:
+    """Both are found in one publish, of which the conflict is the error."""
+    job = world.job(checks=CHECKS, output={"uri": world.output, "mode": "append"})
+    store = world.create(job)
+    world.run(world.job(output=job.output.model_dump()), WindowSelection(values=(str(THREE[0]),)))
+    with pytest.raises(BackfillIncompleteError) as failed:
+        world.drive(store)
+    counts = failed.value.summary.counts
+    assert (counts["done"], counts["failed"], counts["skipped"]) == (1, 1, 1)
     assert "row_count: 11 rows; expected at most 10" in failed.value.summary.notes[0]
     assert world.windows_held() == ["2024-02-28", "2024-03-01"]
 
