@@ -6,6 +6,7 @@ changes nothing. So a driver may die between any two requests, and any other dri
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from pipeline.table.errors import (
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import ADOPT, Claim, Commit, CommitEntry, Head, Manifest, run_of
-from pipeline.table.replay import Footprint, may_overlap
+from pipeline.table.replay import Footprint, live_folders, may_overlap
 from pipeline.table.retention import (
     claimed_files,
     existing_objects,
@@ -335,6 +336,7 @@ def claimable(
     published = {entry.name for entry in entries}
     unpublished = [commit for commit in commits if commit.entry.name not in published]
     if unpublished:
+        _refuse_replaced(table_log, unpublished, entries, current)
         _refuse_conflicts(table_log, unpublished, current, accepted)
         _refuse_changed(table_log, unpublished, current)
         _refuse_columns(table_log, unpublished, current, widens)
@@ -409,6 +411,59 @@ def _refuse_conflicts(
             f"{event} {table_log.output} since {which}{more} began, and the mode is {entry.mode}",
             [entry for entry, _ in conflicts],
         )
+
+
+def _refuse_replaced(
+    table_log: TableLog,
+    commits: Sequence[Commit],
+    entries: Sequence[CommitEntry],
+    current: Manifest,
+) -> None:
+    """Raise for commits that add to earlier ones of their run which the output has no more.
+
+    A run that was published without some chunks adds them later. Once its version was replaced or
+    rolled back, they would be parts of a result in the version of others.
+    """
+    runs = {commit.entry.run for commit in commits}
+    earlier: dict[tuple[str, str | None], list[CommitEntry]] = defaultdict(list)
+    for entry in entries:
+        if entry.run in runs and entry.adds_files:
+            earlier[entry.run, entry.window].append(entry)
+    replaced = []
+    for commit in commits if earlier else ():
+        run, window = commit.entry.run, commit.entry.window
+        if window is None:
+            related = [e for (of, _), found in earlier.items() if of == run for e in found]
+        else:
+            related = [e for key in (None, window) for e in earlier.get((run, key), ())]
+        if related and _lacks(table_log, current, related, commit):
+            replaced.append(commit.entry)
+    if replaced:
+        raise CommitsConflictError(
+            f"run {replaced[0].run} has published a part of its result to {table_log.output}, "
+            "which was replaced or rolled back since: the rest would be added to another version",
+            replaced,
+        )
+
+
+def _lacks(
+    table_log: TableLog, current: Manifest, earlier: Sequence[CommitEntry], commit: Commit
+) -> bool:
+    """Whether a manifest lacks files of earlier commits that a commit adds to."""
+    footprints = table_log.footprints(current.commits)
+    alive = {f.entry.name: a for f, a in zip(footprints, live_folders(footprints), strict=True)}
+    own, window = Footprint.of(commit).folders.keys(), commit.entry.window
+    for footprint in table_log.footprints(earlier):
+        common = footprint.folders.keys() & own
+        if window is not None and footprint.entry.window is None and not common:
+            continue  # It has other windows only.
+        # Others may replace partitions of a run that replaces partitions itself.
+        is_whole = window is None and commit.entry.mode == "append"
+        folders = footprint.folders.keys() if is_whole else common
+        left = alive.get(footprint.entry.name)
+        if left is None or not folders <= left:
+            return True
+    return False
 
 
 def _is_rolled_back(table_log: TableLog, current: Manifest, base: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -12,9 +13,10 @@ from pipeline.runs.driver.commit import files_of
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
+from pipeline.table.errors import CommitsConflictError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
-from pipeline.table.publish import prepare_output
+from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.record_file import read_record, write_record
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.instants import instants
@@ -31,7 +33,7 @@ from tests.support.publishing import (
     ready,
     requests,
 )
-from tests.support.runs_by_hand import OUTPUT, run_of
+from tests.support.runs_by_hand import OUTPUT, plan_of, run_of
 
 # -- modes ------------------------------------------------------------------------------------
 
@@ -119,6 +121,41 @@ def test_a_commit_comes_back_as_it_was() -> None:
         ("k=1",),
     )
     assert again.files.equals(files)
+
+
+def roll_back(backend: MemoryBackend) -> None:
+    rollback(TableLog(backend.storage(), OUTPUT))
+
+
+def overwrite(backend: MemoryBackend) -> None:
+    published(backend, OTHER, "overwrite", "another")
+
+
+def overwrite_partitions(backend: MemoryBackend) -> None:
+    published(backend, OTHER, "overwrite-partitions", "another")
+
+
+@pytest.mark.parametrize("replace", [roll_back, overwrite, overwrite_partitions])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_had_failed_is_not_added_to_the_version_of_others(
+    mode: str, replace: Callable[[MemoryBackend], None]
+) -> None:
+    """The run was published without a chunk, and its version was replaced before that was done."""
+    backend = MemoryBackend()
+    if mode != "error":
+        published(backend, APART, "append", "earlier")
+    run = run_of(backend.storage(), plan_of(3, folders=(1,)), mode)
+    run.complete(0, 2)
+    publish_run(run.storage, run.ledger, without_failed=True)
+    replace(backend)
+    before = visible(backend)
+    run.complete(1)
+    with pytest.raises(CommitsConflictError, match=r"(replaced|rolled back) since") as caught:
+        publish(run.again(run.storage))
+    assert "--replan" in (caught.value.hint or "")
+    assert visible(backend) == before
+    check_settled(backend)
+    assert run.ledger.published() is None
 
 
 def test_without_the_failed_and_with_them_later() -> None:

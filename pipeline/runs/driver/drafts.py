@@ -95,6 +95,8 @@ class Drafting:
             # A run may be published in part by windows and in part as a whole.
             related = entries if label is None else [*by_window[None], *own]
             earlier = self.table_log.load_all(related)
+            if label is not None:
+                earlier = [commit for commit in earlier if _has_part_of(commit, window)]
             already = {chunk for commit in earlier for chunk in commit.files["chunk"].to_list()}
             rest = done.filter(~pl.col("chunk").is_in(list(already))) if already else done
             if rest.is_empty() and (own or not already.isdisjoint(window.chunks)):
@@ -164,6 +166,12 @@ class Drafting:
             chunks = {c for label, w in self.windows.items() if label in labels for c in w.chunks}
         done = self.progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
         check_schemas(replace(self.progress, completions=done))
+
+
+def _has_part_of(commit: Commit, window: WindowChunks) -> bool:
+    """Whether a commit of the run is of this window, or has files of it, published as a whole."""
+    files = window.chunks if window.files is None else window.files
+    return commit.entry.window is not None or not set(files).isdisjoint(commit.files["chunk"])
 
 
 def windowing_of(record: RunRecord, job: Job) -> Windowing:

@@ -132,6 +132,24 @@ def test_without_the_failed_and_with_them_later() -> None:
     assert run.ledger.published() == 2
 
 
+@pytest.mark.parametrize("done", [(0, 2, 3), (2, 3)], ids=["a part", "nothing"])
+def test_a_window_is_not_added_to_the_version_of_others(done: tuple[int, ...]) -> None:
+    """A part of it was published with the whole run, or nothing; another run has published it."""
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2)))
+    run.complete(*done)
+    publish_run(run.storage, run.ledger, without_failed=True)
+    other = windowed_run(backend.storage(), daily(days(1)), code="another")
+    other.complete()
+    publish_run(other.storage, other.ledger)
+    before = visible(backend)
+    complete(run, *days(1))
+    with pytest.raises(CommitsConflictError):
+        publish_days(run)
+    assert visible(backend) == before
+    check_settled(backend)
+
+
 def test_what_windows_left_out_is_published_whole() -> None:
     backend = MemoryBackend()
     run = windowed_run(backend.storage(), daily(days(1, 2, 3)))
