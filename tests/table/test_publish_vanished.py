@@ -20,12 +20,7 @@ from tests.support.publishing import (
     ready,
 )
 from tests.support.runs_by_hand import OUTPUT, Run, run_of
-
-
-def vanish(backend: MemoryBackend, *attempts: str) -> None:
-    for upload, (_, _, attempt) in list(backend.uploads.items()):
-        if attempt in attempts:
-            del backend.uploads[upload]
+from tests.support.windowing import vanish
 
 
 def test_uploads_that_vanished_before_anything_was_frozen() -> None:
