@@ -20,6 +20,7 @@ of files change.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -57,6 +58,7 @@ _SCALARS = (pl.Boolean, pl.String, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
 _SIGNED = ("signature", "sig")
 """Ends of the names of parameters of signed URLs."""
 _HAS_TIME = re.compile(r"%[-_0^#EO]*[HIklMSfpPrRsTXc+]")
+_EPOCH = re.compile(r"(%%)|%[-_0^#EO]*s")
 _PATH = r"^[^.]+(\.[^.]+)*$"
 
 JsonPath = Annotated[str, Field(pattern=_PATH)]
@@ -325,7 +327,13 @@ class IngestWindow(Part):
         if self._has_time and "%z" not in self._directives:
             start, end = start.astimezone(UTC), end.astimezone(UTC)
         first, last = self.parameters
-        return (first, start.strftime(self.format)), (last, end.strftime(self.format))
+        return (first, self._formatted(start)), (last, self._formatted(end))
+
+    def _formatted(self, moment: datetime) -> str:
+        # `%s` of the C library takes a time for one of the machine's own zone.
+        seconds = str(math.floor(moment.timestamp()))
+        pattern = _EPOCH.sub(lambda found: found[1] or seconds, self.format)
+        return moment.strftime(pattern)
 
     @property
     def _directives(self) -> str:

@@ -35,6 +35,7 @@ from pipeline.http_answers import (
 from pipeline.ingest.body import ACCEPTED, BodyError, is_readable, read_body
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.frames import TwiceError, unique_pairs
+from pipeline.ingest.link_header import next_link
 from pipeline.ingest.paging import Answer, without_parameter
 from pipeline.masking import MASK
 
@@ -42,6 +43,8 @@ MAX_EXCERPT = 200
 """Maximum number of characters of an answer that an error shows."""
 MAX_READ = 16_384
 """Maximum number of bytes of an answer that is read for an error."""
+ANSWERED_STATUSES = frozenset({200, 203, 204})
+"""Statuses of whole answers. 202 promises one for later, and 206 is a part of one."""
 _JSON = re.compile(r"(application|text)/([\w.+-]+\+)?(json|javascript)\s*(;.*)?", re.IGNORECASE)
 
 
@@ -137,7 +140,7 @@ class Client:
                 return Page(Answer(None), b"")
             self._check_head(response, address)
             body = await self._read(response, address)
-            link = response.links.get("next", {}).get("url")
+            link = self._link(response, address)
         self.counts.bytes += len(body)
         masked = self._secret.masked_body(body)
         if masked is None:
@@ -147,6 +150,19 @@ class Client:
             link = without_parameter(link, self._parameter)
         self.refuse_secret(address, link)
         return Page(Answer(document, link), masked)
+
+    def _link(self, response: httpx.Response, address: str) -> str | None:
+        pages = self.http.pages
+        if pages.by != "link" or pages.path is not None:
+            return None
+        try:
+            return next_link(", ".join(response.headers.get_list("link")))
+        except ValueError as error:
+            raise SourceError(
+                f"{address}: its Link header, which names the next page, cannot be read: {error}",
+                hint="report it to the provider of the API, or read by another kind of pages "
+                "(http.pages.by)",
+            ) from None
 
     @property
     def _parameter(self) -> str | None:
@@ -184,11 +200,11 @@ class Client:
 
     async def _check_status(self, response: httpx.Response, address: str) -> None:
         status = response.status_code
-        if response.is_success:
+        if status in ANSWERED_STATUSES:
             return
         wait = retry_after(response.headers.get("retry-after"))
         said = f"{status} {self._secret.masked(response.reason_phrase)[:MAX_EXCERPT]}".strip()
-        if is_retried_status(status, wait):
+        if is_retried_status(status, wait) or status == httpx.codes.ACCEPTED:
             raise self._come_back(f"{address} answers {said}", status, wait)
         if status in DENIED_STATUSES:
             raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))

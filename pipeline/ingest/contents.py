@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 import zstandard
 
@@ -182,8 +184,12 @@ def typed_csv_frame(
 
 
 def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types) -> pl.DataFrame:
+    if b"\r" in data.strip() and b"\n" not in data:
+        raise ContentError(
+            "its lines end in \\r alone, which is not supported; convert them to \\n"
+        )
     try:
-        return pl.read_csv(
+        frame = pl.read_csv(
             data,
             separator=separator,
             null_values=list(nulls),
@@ -193,6 +199,41 @@ def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types)
     except (pl.exceptions.PolarsError, ValueError) as error:
         lines = str(error).splitlines() or ["unreadable"]
         raise ContentError(f"it is no CSV file: {lines[0]}") from None
+    # Polars refuses rows with too many fields, and fills those with too few.
+    if _separators(data, separator) == (frame.height + 1) * (frame.width - 1):
+        return frame
+    return _without_blank_lines(frame, data, separator)
+
+
+def _separators(data: bytes, separator: str) -> int:
+    """Count the separators that are not in quotes."""
+    if b'"' not in data:
+        return data.count(separator.encode())
+    found = np.frombuffer(data, np.uint8)
+    is_quoted = np.cumsum(found == ord('"'), dtype=np.uint8) & 1
+    return int(np.count_nonzero((found == ord(separator)) & (is_quoted == 0)))
+
+
+def _without_blank_lines(frame: pl.DataFrame, data: bytes, separator: str) -> pl.DataFrame:
+    """Leave out the rows that are blank lines.
+
+    Raises:
+        ContentError: A row has too few fields: the file may have been cut off.
+    """
+    blank = []
+    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=separator)
+    try:
+        for number, row in enumerate(reader):
+            if not row:
+                blank.append(number - 1)
+            elif len(row) < frame.width:
+                raise ContentError(
+                    f"row {number} has {plural(len(row), 'field')}, and there are "
+                    f"{plural(frame.width, 'column')}"
+                )
+    except csv.Error as error:
+        raise ContentError(f"it is no CSV file: {error}") from None
+    return frame.with_row_index("").filter(~pl.col("").is_in(blank)).drop("") if blank else frame
 
 
 def typed_csv(frame: pl.DataFrame, types: Types, where: str) -> pl.DataFrame:

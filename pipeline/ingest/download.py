@@ -158,7 +158,7 @@ def _check(response: httpx.Response, url: str) -> None:
     if status in (404, 410):
         raise InputError(f"no file at {url} (files.uri): the server answers {status}")
     wait = retry_after(response.headers.get("retry-after"))
-    if is_retried_status(status, wait):
+    if is_retried_status(status, wait) or status == httpx.codes.ACCEPTED:
         if wait is not None and wait > MAX_WAIT:
             raise SourceError(
                 f"{said} and asks to wait {wait:,.0f} s", hint="give the command again later"
@@ -170,7 +170,7 @@ def _check(response: httpx.Response, url: str) -> None:
         raise SourceDeniedError(
             said, hint="files are read without credentials: copy it to S3, and read it there"
         )
-    if not response.is_success:
+    if status not in (200, 203):
         raise SourceError(said, hint="check the address (files.uri)")
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("text/html", "application/xhtml+xml"):

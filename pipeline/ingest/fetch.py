@@ -218,6 +218,7 @@ class _Fetching:
                 ahead = min(ahead * 2, self.http.concurrency) if page.records >= step else 1
         finally:
             await _cancel(list(pending.values()))
+        await self._refuse_early_end(feed, pages, step)
         return pages
 
     async def _one(self, feed: Feed, number: int, step: int, *, is_stored: bool) -> PageRecord:
@@ -231,14 +232,22 @@ class _Fetching:
             return
         before = pages[-1]
         if before.records != step or before.next != page.address:
-            raise SourceError(
-                f"page {before.number} has {plural(before.records, 'record')} and the first "
-                "page has "
-                f"{step:,}, but another page follows: records between them may be missing",
-                hint="ask for a page size that the API allows (http.pages.size), or read by "
-                "another "
-                "kind of pages",
-            )
+            raise _gap(before, step)
+
+    async def _refuse_early_end(self, feed: Feed, pages: list[PageRecord], step: int) -> None:
+        """Refuse an empty page as the end of offsets, if records follow the short page before it.
+
+        Pages begin a full page apart, so the empty one begins after those records.
+        """
+        if self.http.pages.by != "offset" or len(pages) < 2:
+            return
+        short, end = pages[-2:]
+        if end.records or end.last is not None or short.records >= step:
+            return
+        address = self.paging.at(feed, (short.number - 1) * step + short.records)
+        page = await self.client.get(address)
+        if self.paging.records(page.answer, address):
+            raise _gap(short, step)
 
     # -- one page --------------------------------------------------------------------------------
 
@@ -302,6 +311,15 @@ class _Fetching:
             **changes,
         )
         self.listen(self._progress)
+
+
+def _gap(short: PageRecord, step: int) -> SourceError:
+    return SourceError(
+        f"page {short.number} has {plural(short.records, 'record')} and the first page has "
+        f"{step:,}, but more follow: records between them may be missing",
+        hint="ask for a page size that the API allows (http.pages.size), or read by another kind "
+        "of pages",
+    )
 
 
 async def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -118,7 +118,11 @@ class Paging:
             step: Number of records of a full page.
         """
         at = (number - 1) * step if self._pages.by == "offset" else number - 1 + self._pages.first
-        return self._address((*feed.params, (self._pages.name, str(at))))
+        return self.at(feed, at)
+
+    def at(self, feed: Feed, value: int) -> str:
+        """Return the address of the page that the parameter has this value for."""
+        return self._address((*feed.params, (self._pages.name, str(value))))
 
     def following(
         self, feed: Feed, address: str, answer: Answer, *, number: int, records: int, step: int

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.config.ingest import Ingest, SecretPlace, load_ingest
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import ObjectChangedError, ObjectMissingError, UsageError
+from pipeline.errors import ConflictError, ObjectChangedError, ObjectMissingError, UsageError
 from pipeline.http_answers import Waits
 from pipeline.ingest.errors import SourceFileError
 from pipeline.ingest.fetch import FetchProgress
@@ -30,6 +30,7 @@ from pipeline.ingest.store import (
     as_output,
     find_ingests,
     ingest_id,
+    place_of,
 )
 from pipeline.ingest.workers import LocalWorkers, Workers
 from pipeline.report.humanize import plural
@@ -182,6 +183,7 @@ class _Driver:
         self._options = options
         self._output = as_output(definition.output.uri)
         self._table_log = TableLog(storage, self._output)
+        self._place = place_of(definition)
         self._started = time.monotonic()
         self._workers = options.workers or LocalWorkers(storage)
         self._source = self._open(settings)
@@ -203,14 +205,15 @@ class _Driver:
 
     def run(self) -> IngestSummary:
         """Do what is left."""
-        number, record = self._last_round()
-        store, done = self._store(number), None
+        number, store, record = self._last_round()
+        done = None
         if record is not None:
             done = self._publisher(record, store).published()
             if done is not None and not self._is_more(done):
                 return self._summary(record, store, done, already=True)
             if done is not None or store.is_discarded():
-                number, store, record = number + 1, self._store(number + 1), None
+                number += 1
+                store, record = self._find(number)
         self._source.prepare()
         mode, own = self._definition.output.mode, store.ingest
         manifest = prepare_output(self._table_log, mode, own)
@@ -222,6 +225,12 @@ class _Driver:
                 self._source.left(self._read_before())
             self._source.begin(store)
             record = store.create(self._record(number, own, manifest.number))
+            if not self._is_ours(record):
+                raise ConflictError(
+                    f"ingest {own} of {record.name} began at the same time, with the same requests "
+                    f"to another source ({record.place})",
+                    hint="give the command again",
+                )
         publisher = self._publisher(record, store, manifest.number if self._options.refresh else 0)
         self._tell("fetch")
         rows = self._step("fetch", store, partial(self._source.rows, store))
@@ -236,8 +245,7 @@ class _Driver:
 
     def published(self) -> IngestSummary | None:
         """Return the summary if all is published; None if something is left."""
-        number, record = self._last_round()
-        store = self._store(number)
+        _, store, record = self._last_round()
         done = None if record is None else self._publisher(record, store).published()
         if record is None or done is None or self._is_more(done):
             return None
@@ -294,25 +302,40 @@ class _Driver:
 
     # -- which ingest ----------------------------------------------------------------------------
 
-    def _store(self, number: int) -> IngestStore:
-        own = ingest_id(self._definition, number)
-        return self._source.store(IngestStore(self._storage, self._output, own))
+    def _find(self, number: int) -> tuple[IngestStore, IngestRecord | None]:
+        """Return the store of a round of this definition, and its record if it has begun.
 
-    def _last_round(self) -> tuple[int, IngestRecord | None]:
+        The same requests to another source, by another definition, are another ingest.
+        """
+        store = self._store(ingest_id(self._definition, number))
+        record = store.record()
+        if record is None or self._is_ours(record):
+            return store, record
+        store = self._store(ingest_id(self._definition, number, self._place))
+        return store, store.record()
+
+    def _store(self, ingest: str) -> IngestStore:
+        return self._source.store(IngestStore(self._storage, self._output, ingest))
+
+    def _is_ours(self, record: IngestRecord) -> bool:
+        """Whether an ingest with these requests is of this definition; it may be renamed."""
+        return record.name == self._definition.name or record.place in ("", self._place)
+
+    def _last_round(self) -> tuple[int, IngestStore, IngestRecord | None]:
         """Find the last ingest of this definition by bisection: there may be thousands."""
-        last, record, end = 1, self._store(1).record(), 2
+        last, (store, record), end = 1, self._find(1), 2
         if record is None:
-            return last, None
-        while (found := self._store(end).record()) is not None:
-            last, record, end = end, found, 2 * end
+            return last, store, None
+        while (found := self._find(end))[1] is not None:
+            last, (store, record), end = end, found, 2 * end
         while end - last > 1:
             middle = (last + end) // 2
-            found = self._store(middle).record()
-            if found is None:
+            found = self._find(middle)
+            if found[1] is None:
                 end = middle
             else:
-                last, record = middle, found
-        return last, record
+                last, (store, record) = middle, found
+        return last, store, record
 
     def _refuse_twice(self, done: CommitEntry) -> None:
         """Refuse to append the same records again."""
@@ -331,6 +354,7 @@ class _Driver:
             ingest=own,
             name=definition.name,
             url=self._source.place[:1000],
+            place=self._place,
             window="" if definition.window is None else definition.window.label,
             round=number,
             output=self._output,

@@ -22,7 +22,7 @@ from pipeline.ingest.readings import (
     load_reading,
 )
 from pipeline.ingest.rows import Rows
-from pipeline.ingest.store import IngestStore, ingest_id
+from pipeline.ingest.store import IngestStore, ingest_id, place_of
 from pipeline.table.log import TableLog
 
 
@@ -156,8 +156,11 @@ class SqlSource:
         """Whether a reading is of this definition, or of one of the same name."""
         if reading.name == self.definition.name:
             return True
-        record = store.record()
-        return record is not None and ingest_id(self.definition, record.round) == store.ingest
+        record, place = store.record(), place_of(self.definition)
+        if record is None or record.place not in ("", place):
+            return False
+        ids = (ingest_id(self.definition, record.round, where) for where in ("", place))
+        return store.ingest in ids
 
 
 def _read_otherwise(output: str, reading: Reading, incremental: Incremental) -> UsageError:

@@ -92,6 +92,9 @@ class IngestRecord(_Stored):
     """Id, derived from requests, window and output (see `ingest_id`)."""
     name: str
     url: str
+    place: str = ""
+    """Where the source is, as far as the requests do not say it (see `place_of`). Empty in old
+    records."""
     window: str = ""
     """The window for people."""
     round: PositiveInt = 1
@@ -226,10 +229,29 @@ class StagedFile(_Stored):
     parts: tuple[StagedPart, ...] = Field(max_length=100_000)
 
 
-def ingest_id(ingest: Ingest, number: int) -> str:
+def place_of(ingest: Ingest) -> str:
+    """Return where the address of the database is, or the secret of the API's account.
+
+    The same requests to another database, or for another account, find other rows. It is empty for
+    sources whose requests say all.
+    """
+    if ingest.sql is not None:
+        return ingest.sql.url.value or ingest.sql.url.where
+    if ingest.http is not None:
+        return "no secret" if ingest.http.auth is None else ingest.http.auth.where
+    return ""
+
+
+def ingest_id(ingest: Ingest, number: int, place: str = "") -> str:
     """Derive the id of an ingest from its requests, its window and its output.
 
     What only changes how answers are read, or how fast they are asked for, does not count.
+
+    Args:
+        ingest: The definition.
+        number: Number of its round.
+        place: Where its source is, if another ingest of the output makes the same requests to
+            another one.
     """
     http, window = ingest.http, ingest.window
     source: Any = None
@@ -253,6 +275,7 @@ def ingest_id(ingest: Ingest, number: int) -> str:
         None if window is None else window.model_dump(mode="json"),
         [parse(ingest.output.uri).uri.rstrip("/"), ingest.output.mode],
         number,
+        *([place] if place else []),
     ]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(f"ingest {text}".encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,24 @@ def test_an_end_that_is_included_is_the_moment_before() -> None:
     window = parse_ingest(FULL.replace("until]", more)).window
     assert window is not None
     assert window.values(*window.steps()[0])[1] == ("until", "2024-03-03T23:59:59Z")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+def test_seconds_since_1970_do_not_depend_on_the_zone_of_the_machine(
+    zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        window = parse_ingest(FULL.replace("until]", 'until], format: "%s.%f %%s"')).window
+        assert window is not None
+        assert window.values(*window.steps()[0]) == (
+            ("since", "1709251200.000000 %s"),
+            ("until", "1709510400.000000 %s"),
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_window_is_set_from_outside(tmp_path: Path) -> None:

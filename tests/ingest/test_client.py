@@ -38,6 +38,7 @@ def first(reply: Reply, times: int = 1) -> Callable[[str, int], Reply | None]:
         Reply(429, headers={"Retry-After": "0"}),
         Reply(401, headers={"Retry-After": "0"}),
         Reply(403, headers={"Retry-After": "0"}),
+        Reply(202, b'{"data": [{"id": 99}]}'),
         Reply(body=json.dumps({"data": orders(5)}).encode(), missing=20),
         Reply(body=b'{"data": [{"id": 1}'),
         Reply(body=b'{"data": [{"id": NaN}]}'),
@@ -113,6 +114,7 @@ def test_refused_credentials_are_not_tried_again(
     ("reply", "message", "hint"),
     [
         (Reply(404, b'{"message": "no such thing"}'), r'404 Not Found: \{"message": "no s', "url"),
+        (Reply(206, b'{"data": [{"id": 1}]}'), "206 Partial Content", "http.params"),
         (Reply(400, b"x" * 5000), r"400 Bad Request: x+ …$", "http.params"),
         (Reply(301, headers={"Location": "https://other.example/x?key=1"}), "other.example", "url"),
         (Reply(kind="text/html", body=b"<html>"), "answers text/html, not JSON", "Accept"),
@@ -170,6 +172,13 @@ def test_a_link_to_another_host_is_refused(world: Worlds) -> None:
     it = world(20, by="link", script=lambda query, times: Reply(headers=link))
     with pytest.raises(SourceError, match=r"names http://evil.example as the host"):
         it.ingest()
+
+
+def test_a_link_header_that_cannot_be_read_does_not_end_the_pages(world: Worlds) -> None:
+    it = world(20, by="link", script=lambda query, times: Reply(headers={"Link": "page 2"}))
+    with pytest.raises(SourceError, match="its Link header, .* cannot be read"):
+        it.ingest()
+    assert not it.table_log.manifest().commits
 
 
 def test_the_next_address_may_be_in_the_page(world: Worlds) -> None:

@@ -121,6 +121,7 @@ def test_passing_failures_are_asked_again(it: World, site: Site) -> None:
     site.replies = {
         "/a.csv": [
             Reply(503, b""),
+            Reply(202, b""),
             file(),
             # A server that says when to come back is asked more often.
             *[Reply(429, b"", headers={"Retry-After": "0"})] * (RETRIES + 1),
@@ -129,7 +130,7 @@ def test_passing_failures_are_asked_again(it: World, site: Site) -> None:
         ]
     }
     assert ingest(it, site, "/a.csv").rows == 2
-    assert len(site.asked) == RETRIES + 5
+    assert len(site.asked) == RETRIES + 6
 
 
 def test_new_urls_are_appended(it: World, site: Site) -> None:
@@ -154,6 +155,7 @@ def test_new_urls_are_appended(it: World, site: Site) -> None:
         (Reply(404, b""), InputError, "no file at .*/a.csv"),
         (Reply(403, b""), SourceDeniedError, "403"),
         (Reply(418, b""), SourceError, "answers 418"),
+        (Reply(204, b""), SourceError, "answers 204"),
         (Reply(500, b""), SourceUnavailableError, "answers 500"),
         (Reply(503, b"", headers={"Retry-After": "9999"}), SourceError, "asks to wait 9,999 s"),
         (Reply(body=b"<html>", kind="text/html; charset=utf-8"), SourceError, "answers a web page"),
@@ -162,7 +164,7 @@ def test_new_urls_are_appended(it: World, site: Site) -> None:
         ([file(), file(etag='"2"')], SourceError, "changed after it was found"),
         (file(CSV * 1000), SourceError, "more than 9,000 bytes"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_cannot_be_read_is_named(
     it: World, site: Site, reply: Reply, error: type[ChunkmapError], message: str

@@ -370,6 +370,9 @@ def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:
         ("a.csv.zip", zipped(b"id\n1\n", "more"), "the archive holds 2 files, not one"),
         ("a.csv.zip", zipped(b"id\n1\n" * 50)[:-30], "cannot be decompressed"),
         ("a.csv", b"id,n\n1,2,3,4\n", "it is no CSV file"),
+        ("a.csv", b"id,n\n1,2\n3", "row 2 has 1 field, and there are 2 columns"),
+        ("a.csv", b'id,n\n"1,2","x\n"\n"3,4"\n', "row 2 has 1 field, and there are 2 columns"),
+        ("a.csv", b"id,n\r1,2\r", "its lines end in"),
         ("a.json", b'{"data": [1', "it is not JSON"),
         ("a.json", b"[1, 2]", "record 1 is no object with fields: 1"),
         ("a.ndjson", b'{"id": 1}\n{"id"\n', "line 2: it is not JSON"),
@@ -384,7 +387,7 @@ def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:
         ),
         ("a.csv.zip", zipped(b"id\n" + b"1\n" * 5000), "more than 9,000 bytes"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_what_cannot_be_read_is_named(it: World, name: str, data: bytes, message: str) -> None:
     put(it, name, data)
@@ -393,6 +396,27 @@ def test_what_cannot_be_read_is_named(it: World, name: str, data: bytes, message
     assert FOLDER + name in str(caught.value)
     assert caught.value.hint is not None
     assert "files.uri" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,name\n1,a\n2,b\n\n",
+        "id,name\r\n1,a\r\n\r\n2,b\r\n",
+        'id,name\n\n1,"a"\n\n\n2,b',
+        "\ufeffid,name\n1,a\n2,b\n\n",
+    ],
+)
+def test_blank_lines_of_csv_are_no_rows(it: World, text: str) -> None:
+    put(it, "a.csv", text.encode())
+    ingest(it)
+    assert it.frame().to_dicts() == [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+
+
+def test_quotes_in_the_middle_of_a_text_hide_no_separator(it: World) -> None:
+    put(it, "a.csv", b'id,size,unit\n1,5" x 6",in\n2,7,8\n')
+    ingest(it)
+    assert it.frame()["size"].to_list() == ['5" x 6"', "7"]
 
 
 def test_decompression_stops_at_its_limit() -> None:

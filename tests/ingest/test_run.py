@@ -11,11 +11,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.errors import OutputNotEmptyError, SchemaChangedError, StateError, UsageError
+from pipeline.errors import (
+    ConflictError,
+    OutputNotEmptyError,
+    SchemaChangedError,
+    StateError,
+    UsageError,
+)
 from pipeline.ingest.errors import PageLimitError, SourceError, SourceUnavailableError
 from pipeline.ingest.frames import parse_records
 from pipeline.ingest.paging import Paging
-from pipeline.ingest.store import IngestStore, PageRecord, find_ingests
+from pipeline.ingest.store import IngestRecord, IngestStore, PageRecord, find_ingests
 from pipeline.ingest.vacuum import discard_ingests, expire_ingests, ingest_states
 from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
@@ -221,6 +227,74 @@ def test_offsets_of_short_pages_are_refused(world: Worlds) -> None:
     it = world(45, by="offset", script=script)
     with pytest.raises(SourceError, match="page 2 has 8 records and the first page has 10"):
         it.ingest()
+
+
+def test_offsets_that_end_after_a_short_page_are_refused_if_records_follow_it(
+    world: Worlds,
+) -> None:
+    """The API limits the bytes of a page: the empty page begins after the last record."""
+
+    def script(query: str, times: int) -> Reply | None:
+        if query == "offset=10":
+            return Reply(body=json.dumps({"data": orders(16)[10:]}).encode())
+        return None
+
+    it = world(19, by="offset", script=script)
+    with pytest.raises(SourceError, match="page 2 has 6 records and the first page has 10"):
+        it.ingest()
+    with pytest.raises(SourceError, match="records between them may be missing"):
+        it.ingest()
+    assert not it.table_log.manifest().commits
+
+
+# -- accounts ----------------------------------------------------------------------------------
+
+
+def test_the_same_requests_for_another_account_are_another_ingest(
+    world: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append: dict[str, Any] = {"output": {"mode": "append"}}
+    for account in ("A", "B"):
+        monkeypatch.setenv(f"SHOP_{account}", f"secret-of-account-{account}")
+    it = world(7)
+    definitions = [
+        {"name": name, "http": {"auth": {"env": f"SHOP_{account}"}}, **append}
+        for name, account in [("eu", "A"), ("us", "B")]
+    ]
+    ids = [it.ingest(**one).ingest for one in definitions]
+    assert it.frame().height == 2 * 7
+    assert [it.ingest(**one).ingest for one in definitions] == ids
+    assert it.frame().height == 2 * 7, "each is published once"
+    # Neither a new name nor a new variable makes it another one.
+    renamed = it.ingest(**{**definitions[1], "name": "america"})
+    assert (renamed.already, renamed.ingest) == (True, ids[1])
+    monkeypatch.setenv("SHOP_NEW", "secret-of-account-A")
+    moved = it.ingest(**{**definitions[0], "http": {"auth": {"env": "SHOP_NEW"}}})
+    assert (moved.already, moved.ingest) == (True, ids[0])
+
+
+def test_of_two_accounts_that_begin_at_once_one_is_asked_to_come_back(
+    world: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_A", "secret-of-account-A")
+    it = world(7)
+    append: dict[str, Any] = {"output": {"mode": "append"}}
+    create = IngestStore.create
+    begun: list[str] = []
+
+    def late(self: IngestStore, record: IngestRecord) -> IngestRecord:
+        if not begun:
+            begun.append(record.name)
+            it.ingest(name="first", **append)
+        return create(self, record)
+
+    monkeypatch.setattr(IngestStore, "create", late)
+    second = {"name": "second", "http": {"auth": {"env": "SHOP_A"}}, **append}
+    with pytest.raises(ConflictError, match="began at the same time"):
+        it.ingest(**second)
+    assert it.frame().height == 7
+    assert it.ingest(**second).rows == 7
+    assert it.frame().height == 2 * 7
 
 
 # -- windows -----------------------------------------------------------------------------------

@@ -284,6 +284,26 @@ def test_a_renamed_ingest_goes_on_after_its_rows(it: World, in_sqlite: Shop) -> 
     assert it.frame().equals(Shop.rows(*range(11)))
 
 
+def test_the_same_table_of_another_database_is_another_ingest(
+    it: World, in_sqlite: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_sqlite.fill(10)
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE orders (id BIGINT, name TEXT, price DOUBLE PRECISION)")
+        connection.execute(f"INSERT INTO orders VALUES {Shop.row(3)}, {Shop.row(4)}")
+        connection.commit()
+    monkeypatch.setenv("OTHER_DATABASE", f"sqlite:{other}")
+    elsewhere = incremental()
+    elsewhere["sql"] = {**elsewhere["sql"], "url": {"env": "OTHER_DATABASE"}}
+    assert it.ingest(name="eu", **incremental()).rows == 10
+    assert it.ingest(name="us", **elsewhere).rows == 2, "from its own beginning on"
+    in_sqlite.add(10)
+    assert it.ingest(name="eu", **incremental()).rows == 1
+    assert it.ingest(name="us", **elsewhere).already
+    assert sorted(it.frame()["id"].to_list()) == [0, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10]
+
+
 def given_up(it: World) -> set[str]:
     return {name.partition("/")[0] for name in it.state("discarded.json")}
 
