@@ -99,6 +99,12 @@ class LoadLedger:
                 (self._table, output, name),
             )
 
+    def forget_all(self) -> int:
+        """Delete the records of a table that is gone, of all outputs; returns their number."""
+        return self.session.run(
+            f"DELETE FROM {self.name.sql} WHERE table_name = $1", (self._table,)
+        )
+
     def renew(
         self, output: str, manifest: int, commit: CommitFiles, load: str, sums: Mapping[str, str]
     ) -> None:

@@ -172,9 +172,14 @@ class Loader:
         ledger = LoadLedger(session, request.table)
         if not ledger.exists():
             self._create_ledger(session, ledger)
+        if session.columns(request.table) is None and ledger.forget_all():
+            # Whoever dropped the table has dropped what was loaded. In a transaction of its own:
+            # DuckDB refuses a key that the same transaction has deleted.
+            session.commit()
+            return True
         loaded = ledger.read(version.output)
         self._count(loaded)
-        todo = pending(version, loaded, request.mode, f"table {request.table}")
+        todo = self._pending(session, loaded)
         if self._held is None:
             self._held = len(loaded) if request.mode != "replace" or not todo else 0
             self.meter.expect(todo)
@@ -205,6 +210,24 @@ class Loader:
         self.meter.done |= {commit.name: commit.rows for commit in commits}
         self.meter.tell()
         return request.mode != "replace"
+
+    def _pending(
+        self, session: Session | None, loaded: Sequence[LoadedCommit]
+    ) -> tuple[CommitFiles, ...]:
+        """Return the commits that are to be loaded.
+
+        A table that has lost rows, e.g. by TRUNCATE, is replaced although its commits are loaded.
+        """
+        version, request = self.source.version, self.request
+        todo = pending(version, loaded, request.mode, f"table {request.table}")
+        if session is not None and request.mode == "replace" and loaded and not todo:
+            is_whole = self._rows(session) >= sum(commit.rows for commit in loaded)
+            return () if is_whole else version.commits
+        return todo
+
+    def _rows(self, session: Session) -> int:
+        [(count,)] = session.rows(f"SELECT count(*) FROM {self.request.table.sql}")
+        return int(count)
 
     def _create_ledger(self, session: Session, ledger: LoadLedger) -> None:
         """Create the ledger's table, and begin the transaction again.
@@ -281,7 +304,10 @@ class Loader:
         return f"let {plural(len(differences.lacking), 'column')} be added: --schema widen"
 
     def _empty(self, session: Session, ledger: LoadLedger) -> None:
-        """Delete all rows of a table that holds nothing but this output."""
+        """Delete all rows of a table that holds nothing but this output.
+
+        After merges, rows of others are noticed only if they are more than rows were replaced.
+        """
         table, output = self.request.table, self.source.version.output
         other = ledger.other_output(output)
         if other is not None:
@@ -289,11 +315,12 @@ class Loader:
                 f"table {table} also has rows of {other}, which mode replace would delete",
                 hint="load each output into a table of its own, or use mode append or merge",
             )
-        is_ours = bool(ledger.read(output))
-        if not is_ours and session.rows(f"SELECT 1 FROM {table.sql} LIMIT 1"):
+        foreign = self._rows(session) - sum(commit.rows for commit in ledger.read(output))
+        if foreign > 0:
             raise LoadFailedError(
-                f"table {table} has rows that no load has brought, which mode replace would delete",
-                hint=f"empty it (DELETE FROM {table.sql}), or load into another table",
+                f"table {table} has {plural(foreign, 'row')} that no load has brought, which mode "
+                "replace would delete",
+                hint="delete them there, or load into another table",
             )
         session.run(f"DELETE FROM {table.sql}")
 
@@ -449,13 +476,13 @@ class Loader:
             else:
                 self._check_schema(session)
                 ledger = LoadLedger(session, self.request.table)
-                loaded = ledger.read(self.source.version.output) if ledger.exists() else []
                 self._created, added = self._changes(session)
                 self._added = tuple(column.name for column in added)
+                if ledger.exists() and not self._created:
+                    loaded = ledger.read(self.source.version.output)
+            todo = self._pending(session, loaded)
         finally:
             self._disconnect()
-        table = f"table {self.request.table}"
-        todo = pending(self.source.version, loaded, self.request.mode, table)
         self._held = len(loaded) if self.request.mode != "replace" or not todo else 0
         self.meter.done = {commit.name: commit.rows for commit in todo}
         return self._summary(dry_run=True)

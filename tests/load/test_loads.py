@@ -21,6 +21,7 @@ from pipeline.load.errors import (
     ReplacedCommitsError,
     TableMismatchError,
 )
+from pipeline.load.plan import Mode
 from pipeline.load.records import LoadProgress, LoadSummary
 from tests.load.killer import Killer
 from tests.load.targets import DuckDBTarget, Target, ids
@@ -166,6 +167,53 @@ def test_rows_of_somebody_else_are_not_replaced(target: Target) -> None:
         target.load(mode="replace")
     target.load()
     assert target.rows() == [(1, "v1"), (9, "mine")]
+
+
+def test_rows_of_somebody_else_among_those_of_loads_are_not_replaced(target: Target) -> None:
+    target.output.add(ids(1))
+    target.load()
+    target.run("INSERT INTO t VALUES (9, 'mine')")
+    target.output.add(ids(2), mode="overwrite")
+    with pytest.raises(LoadFailedError, match="1 row that no load has brought"):
+        target.load(mode="replace")
+    assert target.rows() == [(1, "v1"), (9, "mine")]
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_a_table_that_was_dropped_is_loaded_from_the_beginning(target: Target, mode: Mode) -> None:
+    target.output.add(ids(1))
+    target.load(mode=mode)
+    target.output.add(ids(2))
+    target.load(mode=mode)
+    target.run("DROP TABLE t")
+    assert target.load(mode=mode).created
+    assert target.rows() == [(1, "v1"), (2, "v2")]
+
+
+def test_a_table_that_was_dropped_lacks_the_rows_of_all_outputs(
+    target: Target, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = replace(target, output=Frames.of(tmp_path / "other"))
+    target.output.add(ids(1))
+    other.output.add(ids(2))
+    target.load()
+    other.load()
+    target.run("DROP TABLE t")
+    target.load()
+    assert target.rows() == [(1, "v1")]
+    other.load()
+    assert target.rows() == [(1, "v1"), (2, "v2")]
+
+
+def test_a_table_that_was_emptied_is_replaced(target: Target) -> None:
+    target.output.add(ids(1, 2))
+    target.load(mode="replace")
+    target.run("DELETE FROM t WHERE id = 1")
+    target.load()
+    assert target.rows() == [(2, "v2")], "append brings no commit twice"
+    target.load(mode="replace")
+    assert target.rows() == [(1, "v1"), (2, "v2")]
 
 
 def test_a_value_that_does_not_fit_is_not_rounded(target: Target) -> None:
