@@ -78,6 +78,9 @@ def test_row_counts(check: dict[str, Any], rows: int, last: int | None, passes: 
         ({}, 5, 5.0, True),
         ({}, 6, 5.0, False),
         ({"expected": 100, "tolerance": 1e300}, float("nan"), None, False),
+        ({}, float("nan"), None, False),
+        ({}, float("-inf"), None, False),
+        ({}, float("inf"), 5.0, False),
         ({"expected": 1e16}, 10**16 + 1, None, False),
     ],
 )
@@ -86,6 +89,11 @@ def test_totals(check: dict[str, Any], total: Any, last: float | None, passes: b
     totals = {} if last is None else {"total(n)": last}
     found = result(TOTAL | check, Figures(1, {"n": exact}), LastVersion(totals=totals))
     assert (found.outcome == "passed") is passes, found.message
+
+
+def test_a_total_that_is_no_number_is_not_what_later_ones_are_compared_with() -> None:
+    found = result(TOTAL | {"severity": "warn"}, Figures(1, {"n": float("nan")}))
+    assert (found.outcome, dict(found.figures)) == ("warned", {})
 
 
 @pytest.mark.parametrize(
