@@ -15,6 +15,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ MAX_DICTIONARY_BYTES = 1_000_000
 CACHED_DICTIONARY_BYTES = 32 << 10
 """Size of a dictionary up to which looking values up in it takes the least time."""
 MAX_DELTA_RANGE = 1 << 30
-"""Range of a column's values below which each difference fits in 32 bits."""
+"""Range of a column's values, in a row group, below which each difference fits in 32 bits."""
 OLDEST = pl.CompatLevel.oldest()
 """Arrow without string views, which pyarrow's writer does not take."""
 DEFAULT_ROW_GROUP_ROWS = 1 << 18
@@ -212,22 +213,62 @@ def write_frames(
 ) -> tuple[memoryview, dict[str, ColumnEncoding]]:
     """Encode frames, one after the other, as one file; returns as `write_parquet` does.
 
-    Of flat frames, one row group is in memory at a time, and encodings are those that its first row
-    group chooses.
+    Of flat frames, one row group is in memory at a time, and encodings are those that the first row
+    group chooses (see `write_groups`).
     """
     groups = _row_groups(frames, how)
     first, second = next(groups), next(groups, None)
     if second is None or not all(map(_is_flat, first.dtypes)):
         rest = [] if second is None else [second, *groups]
         return write_parquet(pl.concat([first, *rest], rechunk=True), how)
-    chosen, sink = how.choose(first), io.BytesIO()
-    table = first.to_arrow(compat_level=OLDEST)
-    with pq.ParquetWriter(sink, table.schema, **how.arrow_options(chosen)) as writer:
-        writer.write_table(table, row_group_size=first.height)
-        for group in (second, *groups):
-            table = group.to_arrow(compat_level=OLDEST)
-            writer.write_table(table, row_group_size=max(1, group.height))
+    sink, chosen = write_groups(
+        chain((first, second), groups), first.schema, how, how.choose(first)
+    )
     return sink.getbuffer(), chosen
+
+
+def write_groups(
+    groups: Iterable[pl.DataFrame],
+    schema: pl.Schema,
+    how: FileFormat,
+    chosen: dict[str, ColumnEncoding],
+) -> tuple[io.BytesIO, dict[str, ColumnEncoding]]:
+    """Write row groups, one after the other, as one file.
+
+    A writer has one encoding per column. If the range of a later row group is too wide for delta,
+    those before it are written again, with plain values.
+
+    Args:
+        groups: The row groups.
+        schema: Schema of all of them.
+        how: How they are written.
+        chosen: Encodings that the first row groups choose.
+
+    Returns:
+        The file, and the encodings of its columns.
+    """
+    arrow = pl.DataFrame(schema=schema).to_arrow(compat_level=OLDEST).schema
+    left = iter(groups)
+    while True:
+        wide, sink = list[str](), io.BytesIO()
+        with pq.ParquetWriter(sink, arrow, **how.arrow_options(chosen)) as writer:
+            for group in left:
+                wide = _wide_columns(group, _columns(chosen, "delta"))
+                if wide:
+                    left = chain(_read_groups(sink), (group,), left)
+                    break
+                table = group.to_arrow(compat_level=OLDEST)
+                writer.write_table(table, row_group_size=max(1, group.height))
+        if not wide:
+            return sink, chosen
+        chosen = chosen | {name: chosen[name]._replace(encoding="plain") for name in wide}
+
+
+def _read_groups(file: io.BytesIO) -> Iterator[pl.DataFrame]:
+    """Yield the row groups of a file."""
+    stored = pq.ParquetFile(file)
+    for number in range(stored.num_row_groups):
+        yield pl.DataFrame(pl.from_arrow(stored.read_row_group(number)))
 
 
 def _row_groups(frames: Iterable[pl.DataFrame], how: FileFormat) -> Iterator[pl.DataFrame]:
@@ -368,13 +409,21 @@ def _dictionaries(frame: pl.DataFrame, sample: pl.DataFrame) -> dict[str, float]
 
 def _narrow_columns(frame: pl.DataFrame) -> list[str]:
     """List the columns of signed integers, dates or times in a range of 30 bits."""
-    kinds = (cs.signed_integer() | cs.date() | cs.datetime()).as_expr().to_physical()
-    least, greatest = (_only_row(frame.select(ends)) for ends in (kinds.min(), kinds.max()))
-    return [
-        name
-        for name, low in least.items()
-        if low is not None and greatest[name] - low < MAX_DELTA_RANGE
-    ]
+    kinds = cs.signed_integer() | cs.date() | cs.datetime()
+    return [name for name, size in _ranges(frame.select(kinds)).items() if size < MAX_DELTA_RANGE]
+
+
+def _wide_columns(frame: pl.DataFrame, names: list[str]) -> list[str]:
+    """List those of some columns that have a wider range."""
+    some = pl.DataFrame([frame[name] for name in names])
+    return [name for name, size in _ranges(some).items() if size >= MAX_DELTA_RANGE]
+
+
+def _ranges(frame: pl.DataFrame) -> dict[str, int]:
+    """Return the range of each column's values, unless all are null."""
+    values = pl.all().to_physical()
+    least, greatest = (_only_row(frame.select(ends)) for ends in (values.min(), values.max()))
+    return {name: greatest[name] - low for name, low in least.items() if low is not None}
 
 
 def _only_row(frame: pl.DataFrame) -> dict[str, Any]:

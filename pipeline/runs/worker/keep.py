@@ -37,6 +37,7 @@ from pipeline.runs.worker.encoding import (
     OLDEST,
     ColumnEncoding,
     FileFormat,
+    write_groups,
     write_parquet,
 )
 from pipeline.storage import Storage
@@ -447,7 +448,7 @@ def make_tail(
     sink, footer = io.BytesIO(), None
     encodings: dict[str, ColumnEncoding] = {}
     if schema:
-        encodings = _encode(frames, schema, file.footer.rows, how, sink)
+        sink, encodings = _encode(frames, schema, file.footer.rows, how)
         with sink.getbuffer() as encoded:
             length = int.from_bytes(encoded[-END:-4], "little")
             footer = StoredFooter.read(bytes(encoded[-END - length : -END]), len(encoded))
@@ -465,11 +466,10 @@ def _encode(
     schema: pl.Schema,
     rows: Sequence[int],
     how: FileFormat,
-    sink: io.BytesIO,
-) -> dict[str, ColumnEncoding]:
-    """Write frames in row groups of these numbers of rows; return the chosen encodings.
+) -> tuple[io.BytesIO, dict[str, ColumnEncoding]]:
+    """Write frames in row groups of these numbers of rows; returns as `write_groups` does.
 
-    They are those for the first DEFAULT_ROW_GROUP_ROWS rows, in whole row groups.
+    Encodings are chosen for the first DEFAULT_ROW_GROUP_ROWS rows, in whole row groups.
     """
     groups = _row_groups(frames, rows)
     first: list[pl.DataFrame] = []
@@ -478,13 +478,8 @@ def _encode(
         first.append(group)
         count += group.height
     chosen = how.choose(pl.concat(first)) if first else {}
-    empty = pl.DataFrame(schema=schema).to_arrow(compat_level=OLDEST)
-    with pq.ParquetWriter(sink, empty.schema, **how.arrow_options(chosen)) as writer:
-        freed = (first.pop(0) for _ in range(len(first)))
-        for group in chain(freed, groups):
-            table = group.to_arrow(compat_level=OLDEST)
-            writer.write_table(table, row_group_size=max(1, group.height))
-    return chosen
+    freed = (first.pop(0) for _ in range(len(first)))
+    return write_groups(chain(freed, groups), schema, how, chosen)
 
 
 def _row_groups(frames: Iterable[pl.DataFrame], counts: Sequence[int]) -> Iterator[pl.DataFrame]:

@@ -62,9 +62,9 @@ def line_items(rows: int = ROWS) -> pl.DataFrame:
     )
 
 
-def encodings_of(data: memoryview, index: int) -> set[str]:
+def encodings_of(data: memoryview, index: int, group: int = 0) -> set[str]:
     """Encodings of the data pages of a column, without those of levels and dictionaries."""
-    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(index)
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(group).column(index)
     return set(chunk.encodings) - {"RLE", "BIT_PACKED"}
 
 
@@ -158,6 +158,30 @@ def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:
     assert {chosen[name].encoding for name in ("one_step", "unsigned", "moment")} <= {
         *("plain", "dictionary")
     }
+
+
+def test_wide_differences_of_later_row_groups_are_not_delta_encoded() -> None:
+    """The first row group chooses, and fastparquet reads all of them."""
+    steps, group = pl.col("narrow"), pl.col("narrow") // ROWS
+    frame = pl.DataFrame({"narrow": range(3 * ROWS)}).with_columns(
+        second=pl.when(group == 1).then(steps * 2**20).otherwise(steps),
+        third=pl.when(group == 2).then(steps * 2**20).otherwise(steps),
+        moment=pl.when(group == 2).then(steps * 2**20).otherwise(steps).cast(pl.Datetime("us")),
+        between=steps + group * 2**40,
+    )
+    how = replace(ZSTD, row_group_rows=ROWS)
+    first = how.choose(frame[:ROWS])
+    assert {column.encoding for column in first.values()} == {"delta"}
+    data, chosen = write_frames(frame.iter_slices(7_000), how)
+    delta = {name for name, column in chosen.items() if column.encoding == "delta"}
+    assert delta == {"narrow", "between"}, "no row group of `between` is wide"
+    for number in range(3):
+        for at, name in enumerate(frame.columns):
+            used = {"DELTA_BINARY_PACKED"} if name in delta else {"PLAIN"}
+            assert encodings_of(data, at, number) == used
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+    again, _ = write_frames(frame.iter_slices(ROWS), how)
+    assert bytes(again) == bytes(data), "how frames are cut matters"
 
 
 @pytest.mark.parametrize(

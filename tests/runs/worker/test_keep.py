@@ -271,6 +271,21 @@ def test_encodings_are_those_of_the_first_rows(monkeypatch: pytest.MonkeyPatch) 
     check_file(old[: file.end] + tail.data)
 
 
+def test_encodings_hold_for_later_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fastparquet decodes differences of more than 32 bits to wrong values."""
+    count = 40_000
+    old = written(pa.table({"n": pa.array(range(2 * count))}), [count] * 2)
+    file = KeptFile(ObjectInfo("file:///x", "0" * 32, len(old)), stored(old), FooterEdit(("n",)))
+    new = pl.DataFrame({"late": [n if n < count else n * 2**20 for n in range(2 * count)]})
+    monkeypatch.setattr("pipeline.runs.worker.keep.DEFAULT_ROW_GROUP_ROWS", count)
+    assert PLAIN.choose(new[:count])["late"].encoding == "delta"
+    tail = make_tail(file, [new], new.schema, PLAIN)
+    assert tail.encodings["late"].encoding == "plain"
+    made = old[: file.end] + tail.data
+    check_file(made)
+    assert_frame_equal(pl.read_parquet(io.BytesIO(made)).select("late"), new)
+
+
 def test_a_file_without_row_groups() -> None:
     old = written(OLD[:0], [])
     info = ObjectInfo("file:///in.parquet", "0" * 32, len(old))
