@@ -39,6 +39,7 @@ from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_f
 from pipeline.runs.worker.encoding import (
     FileFormat,
     encodings_text,
+    refuse_objects,
     write_parquet,
 )
 from pipeline.runs.worker.groups import GroupMap
@@ -433,12 +434,17 @@ def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 
 def schema_text(frame: pl.DataFrame) -> str:
-    """Format a frame's schema as JSON."""
+    """Format a frame's schema as JSON (see `types_text`)."""
     return types_text(frame.schema)
 
 
 def types_text(schema: pl.Schema) -> str:
-    """Format a schema as JSON."""
+    """Format the schema of a result as JSON.
+
+    Raises:
+        TransformError: a column has Python objects.
+    """
+    refuse_objects(schema)
     return json.dumps({name: str(kind) for name, kind in schema.items()})
 
 

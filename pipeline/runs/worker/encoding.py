@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.job import Output
+from pipeline.errors import TransformError
 
 Codec = Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"]
 Encoding = Literal["dictionary", "plain", "delta"]
@@ -309,6 +310,24 @@ def _write_with_polars(
         row_group_size=row_group_rows,
     )
     return sink.getbuffer()
+
+
+def refuse_objects(schema: pl.Schema) -> None:
+    """Raise TransformError if a result has a column of Python objects."""
+    for name, kind in schema.items():
+        if pl.Object in leaf_types(kind):  # Arrow would get the addresses of the objects.
+            raise TransformError(f"column {name!r} has Python objects, not a type of Parquet")
+
+
+def leaf_types(kind: Any) -> Iterator[Any]:
+    """Yield the types of the values in lists, arrays and structs; of another type, itself."""
+    if isinstance(kind, pl.List | pl.Array):
+        yield from leaf_types(kind.inner)
+    elif isinstance(kind, pl.Struct):
+        for field in kind.fields:
+            yield from leaf_types(field.dtype)
+    else:
+        yield kind
 
 
 def can_choose(frame: pl.DataFrame) -> bool:

@@ -37,6 +37,7 @@ from pipeline.runs.worker.encoding import (
     OLDEST,
     ColumnEncoding,
     FileFormat,
+    refuse_objects,
     write_groups,
     write_parquet,
 )
@@ -140,9 +141,8 @@ def result_schema(kept: Kept, schema: pl.Schema, new: pl.Schema) -> pl.Schema:
 
 def _refuse_types(new: pl.Schema) -> None:
     """Raise TransformError if a new column has a type that pyarrow does not write."""
+    refuse_objects(new)
     for name, kind in new.items():
-        if kind == pl.Object:  # Arrow would get the addresses of the objects.
-            raise TransformError(f"column {name!r} has Python objects, not a type of Parquet")
         try:
             table = pl.DataFrame(schema={name: kind}).to_arrow(compat_level=OLDEST)
             pq.ParquetWriter(io.BytesIO(), table.schema).close()

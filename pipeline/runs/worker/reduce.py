@@ -102,8 +102,9 @@ def reduce_step(
         final, stage = finalize(context, result), _store_for_groups
         if context.job.then is None:
             final, stage = arrange(final, context.job), _stage
+        schema = schema_text(final)  # Before anything is staged: it may be refused.
         done = stage(context, step, final, worker, (started, time.perf_counter() - clock))
-        ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
+        ledger.write_segment(f"reduce-{done.attempt}", [done], [schema])
     else:
         storage.put(ledger.prefix + step.name, _to_ipc(result))
 

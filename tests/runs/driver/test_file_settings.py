@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
 from pipeline.config.job import parse_job
-from pipeline.errors import JobError
+from pipeline.errors import ChunkmapError, JobError
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.ledger import Ledger
 from tests.support.small import Small
@@ -24,6 +25,9 @@ def by_data(frame):
 
 def joined(frames):
     return pl.concat(frames)
+
+def objects(frame):
+    return frame.select("n", o=pl.col("row").map_elements(lambda n: object(), pl.Object))
 """
 FRAME = pl.DataFrame(
     {
@@ -32,6 +36,8 @@ FRAME = pl.DataFrame(
         "row": [0, 1, 2, 3, 4, 5],
     }
 )
+
+OBJECTS = "column 'o' has Python objects, not a type of Parquet"
 
 
 @pytest.fixture
@@ -88,3 +94,30 @@ output: {uri: s3://a/c/, sort_by: [x, x]}
 """
     with pytest.raises(JobError, match=r"job.yaml:5: `output.sort_by`: column 'x' is named twice"):
         parse_job(text)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [{}, {"page_index": True}, {"dictionary": ["n"]}, {"file_bytes": "1MiB"}],
+    ids=str,
+)
+def test_python_objects_are_not_written(small: Small, output: dict[str, Any]) -> None:
+    """As Arrow, they would be the addresses of the objects."""
+    with pytest.raises(RunIncompleteError) as raised:
+        small.run(small.job("objects", output=output))
+    failures = small.ledger(raised.value.summary).read().failures
+    assert failures["message"].unique().to_list() == [OBJECTS]
+    assert not files(small)
+
+
+@pytest.mark.parametrize("output", [{}, {"page_index": True}], ids=str)
+def test_python_objects_are_not_reduced(small: Small, output: dict[str, Any]) -> None:
+    reduce = {"combine": f"{small.module}:joined"}
+    with pytest.raises(RunIncompleteError) as raised:
+        small.run(small.job("objects", output=output, reduce=reduce))
+    failures = small.ledger(raised.value.summary).read().failures
+    assert failures["message"].unique().to_list() == [OBJECTS]
+    reduce["finalize"] = f"{small.module}:objects"
+    with pytest.raises(ChunkmapError, match=OBJECTS):
+        small.run(small.job(output=output, reduce=reduce))
+    assert not files(small)

@@ -21,6 +21,7 @@ from polars.testing.parametric import column, dataframes
 
 from partitioning.page_rows import _HEADER
 from partitioning.thrift import read_struct
+from pipeline.errors import TransformError
 from pipeline.runs.worker import encoding
 from pipeline.runs.worker.encoding import (
     MIN_ROWS,
@@ -29,6 +30,7 @@ from pipeline.runs.worker.encoding import (
     can_choose,
     choose_encodings,
     encodings_text,
+    refuse_objects,
     write_frames,
     write_parquet,
 )
@@ -132,6 +134,21 @@ def test_other_types_are_written_by_polars(values: pl.Series) -> None:
     assert not chosen
     assert data == write_parquet(frame, DEFAULTS)[0]
     assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pl.Object(),
+        pl.List(pl.Object()),
+        pl.Array(pl.Object(), 2),
+        pl.Struct({"a": pl.Int8(), "b": pl.List(pl.Struct({"c": pl.Object()}))}),
+    ],
+    ids=str,
+)
+def test_python_objects_are_refused(kind: pl.DataType) -> None:
+    with pytest.raises(TransformError, match="column 'o' has Python objects"):
+        refuse_objects(pl.Schema({"n": pl.List(pl.Int64()), "o": kind}))
 
 
 def test_small_frames_are_written_by_polars() -> None:
