@@ -41,6 +41,15 @@ def printable_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def encodable(text: str) -> str:
+    r"""Escape lone surrogates, which UTF-8 and thus JSON cannot hold, as Python does.
+
+    >>> encodable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def continued(text: str, indent: str = "    ") -> str:
     """Indent all lines but the first, so that none of them looks like a separate line."""
     return text[:1] + text[1:].replace("\n", f"\n{indent}")

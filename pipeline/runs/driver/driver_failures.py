@@ -12,6 +12,7 @@ import polars as pl
 
 from partitioning import Plan
 from pipeline.masking import mask_text
+from pipeline.printable import encodable
 from pipeline.report.humanize import byte_size
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.ledger.ledger import Ledger
@@ -80,7 +81,7 @@ class DriverFailures:
                 worker="driver",
                 at=time.time(),
                 error=error,
-                message=mask_text(message)[:MESSAGE_CHARACTERS],
+                message=encodable(mask_text(message))[:MESSAGE_CHARACTERS],
                 transient=transient,
                 trace="",
                 where=where_of(chunk),

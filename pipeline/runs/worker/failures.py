@@ -15,6 +15,7 @@ from typing import Any
 from partitioning import Chunk
 from pipeline.errors import GroupsFailedError, TransformError, Transient
 from pipeline.masking import mask_text
+from pipeline.printable import encodable
 from pipeline.runs.ledger.records import Failure
 from pipeline.runs.transforms.reach import allows
 from pipeline.runs.transforms.user_code import message_of
@@ -57,11 +58,11 @@ def failure_of(
         at=time.time(),
         error=type(error).__name__,
         # Masked before it is cut: a part of a secret is one too.
-        message=mask_text(message_of(error))[:MESSAGE_CHARACTERS],
+        message=encodable(mask_text(message_of(error)))[:MESSAGE_CHARACTERS],
         transient=isinstance(error, Transient),
-        trace=_trace(error, frames),
-        where=error.groups if isinstance(error, GroupsFailedError) else where_of(chunk),
-        line=line,
+        trace=encodable(_trace(error, frames)),
+        where=encodable(error.groups if isinstance(error, GroupsFailedError) else where_of(chunk)),
+        line=encodable(line),
     )
 
 

@@ -154,6 +154,19 @@ def test_a_chunk_fails_alone_whatever_its_transform_raises(
     assert not failed["transient"].any()
 
 
+def test_a_chunk_whose_message_is_no_utf_8_fails_alone() -> None:
+    def picky(frame: pl.LazyFrame) -> pl.LazyFrame:
+        if frame.collect()["id"][0] == 2:
+            raise ValueError("no file caf\udce9")
+        return frame
+
+    case = Case(picky)
+    assert case.map().done == 5
+    assert case.failures()["message"].to_list() == [
+        "module:function raised ValueError: no file caf\\udce9"
+    ]
+
+
 def test_ctrl_c_ends_the_batch() -> None:
     def interrupted(frame: pl.LazyFrame) -> pl.LazyFrame:
         signal.raise_signal(signal.SIGINT)

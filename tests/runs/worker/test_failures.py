@@ -8,10 +8,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.runs.driver.driver_failures import DriverFailures
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.records import Failure
-from pipeline.runs.worker.failures import where_of
-from tests.support.runs_by_hand import plan_of
+from pipeline.runs.worker.failures import failure_of, where_of
+from tests.support.memory_storage import MemoryBackend
+from tests.support.runs_by_hand import plan_of, run_of
 from tests.support.small import Small
 
 CODE = """
@@ -90,3 +92,18 @@ def test_a_chunk_of_several_objects_names_the_first_and_counts_the_others() -> N
     )
     uri = first.fragments[0].uri
     assert where_of(whole) == f"{uri}, rows 0 to 1, and 4 rows of 2 more objects"
+
+
+def test_texts_that_are_no_utf_8_are_escaped() -> None:
+    """Python's names of files may hold lone surrogates, which no segment can."""
+    run = run_of(MemoryBackend().storage(), plan_of(2))
+    code = compile("raise ValueError('caf\\udce9')", "/folder/\udcff.py", "exec")
+    with pytest.raises(ValueError) as caught:
+        exec(code, {"__name__": "examples.odd"})
+    run.store(failure_of(run.plan.chunk(0), caught.value, "b", "w", allow=["examples"]))
+    DriverFailures(run.ledger, run.plan).record([1], "BatchError", "\ud800", transient=False)
+    first, second = run.ledger.read().failed().iter_rows(named=True)
+    assert first["message"] == "caf\\udce9"
+    assert first["trace"].startswith("Your code (most recent call last):\n  folder/\\udcff.py:1 in")
+    assert first["line"] == "folder/\\udcff.py:1 in <module>"
+    assert second["message"] == "\\ud800"
