@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
@@ -290,8 +290,8 @@ class BatchAttempt(Attempt):
     def _map(self, indices: list[int]) -> None:
         # Threads start when they are needed.
         readers = ThreadPoolExecutor(MAX_CHUNKS, "read")
-        with readers as reader, ThreadPoolExecutor(MAX_CHUNKS, "stage") as stager:
-            staging: deque[_StagedChunk] = deque()
+        stagers = ThreadPoolExecutor(MAX_CHUNKS, "stage")
+        with self._staged_chunks() as staging, readers as reader, stagers as stager:
             with closing(self._sources(indices, reader)) as sources:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
@@ -306,8 +306,7 @@ class BatchAttempt(Attempt):
                         if mapped is None:
                             self.memory.release(reserved)
                         else:
-                            staged = stager.submit(copy_context().run, self._stage, mapped)
-                            staging.append(_StagedChunk(mapped, staged, reserved))
+                            staging.append(self._stage_ahead(mapped, reserved, stager))
                     self.flush_if_due()
                     self.work.done = number
                     if self.is_leaving():
@@ -315,6 +314,26 @@ class BatchAttempt(Attempt):
                         break
             while staging:
                 self._collect(staging.popleft())
+
+    @contextmanager
+    def _staged_chunks(self) -> Iterator[deque[_StagedChunk]]:
+        """Hold the results that are being staged, and free their memory however the block ends."""
+        staging: deque[_StagedChunk] = deque()
+        try:
+            yield staging
+        finally:
+            for staged in staging:
+                self.memory.release(staged.reserved)
+
+    def _stage_ahead(
+        self, mapped: ComputedChunk, reserved: int, stager: ThreadPoolExecutor
+    ) -> _StagedChunk:
+        try:
+            work = stager.submit(copy_context().run, self._stage, mapped)
+        except BaseException:
+            self.memory.release(reserved)
+            raise
+        return _StagedChunk(mapped, work, reserved)
 
     def _make_room(self, staging: deque[_StagedChunk], chunk: Chunk) -> int:
         """Wait until a chunk's result may be staged; return the bytes of memory reserved for it.
@@ -491,8 +510,10 @@ class BatchAttempt(Attempt):
 
         It is staged again after a transient error.
         """
-        error = staged.work.exception()
-        self.memory.release(staged.reserved)
+        try:
+            error = staged.work.exception()
+        finally:
+            self.memory.release(staged.reserved)
         mapped = staged.mapped
         if error is not None and is_transient(error):
             done = self._run_work(mapped.chunk, partial(self._stage, mapped))

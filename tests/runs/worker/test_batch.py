@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 import polars as pl
@@ -28,6 +29,7 @@ from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.worker import batch
 from pipeline.runs.worker.batch import Batch, BatchAttempt
 from pipeline.runs.worker.chunk import RunContext, apply, encode
+from pipeline.runs.worker.memory import DEFAULT_AHEAD_BYTES, WorkerMemory
 from pipeline.storage import Storage, Tables
 from pipeline.table.keys import run_of_key
 from tests.support.faulty_storage import Faulty, Script, each
@@ -176,6 +178,32 @@ def test_ctrl_c_ends_the_batch() -> None:
     with pytest.raises(KeyboardInterrupt):
         case.map()
     assert case.failures().is_empty()
+
+
+def test_memory_of_results_is_free_after_a_batch_that_ends_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All batches of a process share it."""
+    ends = Event()
+
+    def interrupted(frame: pl.LazyFrame) -> pl.LazyFrame:
+        if frame.collect()["id"][0] == 4:
+            ends.set()
+            signal.raise_signal(signal.SIGINT)
+        return frame
+
+    case, memory = Case(interrupted), WorkerMemory(0)
+    case.context.uploads.chunks = 8
+    stage = case.backend.stage
+
+    def slow(*args: Any, **more: Any) -> Any:
+        ends.wait(10)
+        return stage(*args, **more)
+
+    monkeypatch.setattr(case.backend, "stage", slow)
+    with pytest.raises(KeyboardInterrupt):
+        BatchAttempt(case.context, ALL, "worker", memory=memory).run()
+    assert memory.reserve(DEFAULT_AHEAD_BYTES)
 
 
 def test_a_chunk_whose_result_cannot_be_written_fails_alone() -> None:
