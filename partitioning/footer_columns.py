@@ -73,6 +73,10 @@ _NAMING: Final = frozenset((
 """Pairs that name columns, and by which some reader finds them or gives them types."""
 _COMPLETE: Final = _NAMING - {b"pandas", b"geo"}
 """Those that name all columns: Spark and Avro's reader do not see others."""
+_SPARK_VERSION: Final = b"org.apache.spark.version"
+_OLD_CALENDAR: Final = (b"org.apache.spark.legacyDateTime", b"org.apache.spark.legacyINT96")
+"""Pairs that say that all dates and timestamps of a file are of the calendar before 1582, as those
+of Spark 2 are: Spark moves them when it reads the file."""
 _ORDER: Final = b"\x1c\x00\x00"
 """A column order: that of the column's type."""
 
@@ -199,13 +203,19 @@ class StoredFooter:
         )
 
 
-def why_not_composed(footer: StoredFooter, edit: FooterEdit, new: Collection[str]) -> str | None:
+def why_not_composed(
+    footer: StoredFooter, edit: FooterEdit, new: Collection[str], *, has_dates: bool = False
+) -> str | None:
     """Return why a file cannot keep columns as they are, in words; None if it can.
 
     Args:
         footer: Its footer.
         edit: What becomes of its columns.
         new: Names of added and replaced columns.
+        has_dates: Whether some of these hold dates or timestamps.
+
+    Raises:
+        BadFooter: it is damaged.
     """
     columns = footer.parsed.schema.columns
     missing = [name for name in edit.keep if name not in columns]
@@ -229,6 +239,20 @@ def why_not_composed(footer: StoredFooter, edit: FooterEdit, new: Collection[str
         footer.arrow_types()
     except Contradiction as error:
         return str(error)
+    with _naming_place(footer.start):
+        marker = _old_calendar(footer) if has_dates else None
+    if marker is not None:
+        return f"its dates are of an old calendar ({marker}), for which Spark would take new ones"
+    return None
+
+
+def _old_calendar(footer: StoredFooter) -> str | None:
+    """Return the pair that says that a file's dates are of an old calendar, if there is one."""
+    for key, raw in footer.pairs:
+        value = read_struct(raw, 0, {2: BYTES})[0].get(2, b"")
+        # Spark, too, compares versions as texts.
+        if key in _OLD_CALENDAR or (key == _SPARK_VERSION and value < b"3.0.0"):
+            return key.decode()
     return None
 
 

@@ -577,7 +577,7 @@ def keep_columns(
         if problem:
             raise TransformError(problem)
         schema = result_schema(kept, context.schema, new.schema)
-        file = kept_file(source, chunk, kept, new.columns, job.output.max_garbage)
+        file = kept_file(source, chunk, kept, new.schema, job.output.max_garbage)
         if isinstance(file, str):
             whole = whole_frame(source, kept, pl.concat(frames) if new.width else new)
             return _Result(whole, schema, filled, rewritten=file)

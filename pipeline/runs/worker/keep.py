@@ -37,6 +37,7 @@ from pipeline.runs.worker.encoding import (
     OLDEST,
     ColumnEncoding,
     FileFormat,
+    leaf_types,
     refuse_objects,
     write_groups,
     write_parquet,
@@ -352,7 +353,7 @@ class KeptFile:
 
 
 def kept_file(
-    source: ChunkSource, chunk: Chunk, kept: Kept, new: Collection[str], max_garbage: str
+    source: ChunkSource, chunk: Chunk, kept: Kept, new: pl.Schema, max_garbage: str
 ) -> KeptFile | str:
     """Return the file whose columns can be kept, or the reason why it must be rewritten.
 
@@ -360,7 +361,7 @@ def kept_file(
         source: The chunk, opened.
         chunk: A chunk that is a whole object.
         kept: What is kept.
-        new: Names of the columns that the transform returned.
+        new: Columns that the transform returned.
         max_garbage: Maximum share of the file that nothing may refer to, such as `20%`.
     """
     fragment = chunk.fragments[0]
@@ -378,7 +379,9 @@ def kept_file(
     )
     try:
         footer = StoredFooter.read(raw, fragment.size)
-        reason = why_not_composed(footer, edit, tuple(new))
+        leaves = chain.from_iterable(map(leaf_types, new.values()))
+        has_dates = any(leaf in (pl.Date, pl.Datetime) for leaf in leaves)
+        reason = why_not_composed(footer, edit, tuple(new), has_dates=has_dates)
     except BadFooter as bad:
         return str(bad.args[1])
     if reason:
@@ -580,7 +583,7 @@ def compare_ways(
     read, how = source.bytes_read, FileFormat.of(to)
     whole = whole_frame(source, kept, new)
     rewritten = len(write_parquet(whole, how)[0])
-    file = kept_file(source, chunk, kept, new.columns, to.max_garbage)
+    file = kept_file(source, chunk, kept, new.schema, to.max_garbage)
     if isinstance(file, str):
         return Comparison(len(kept.names), read, 0, 0, rewritten, file, None)
     tail = make_tail(file, [new], new.schema, how).data

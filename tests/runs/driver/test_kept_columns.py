@@ -95,6 +95,12 @@ def shares(frame):
 def big(frame):
     return frame.select(big=pl.col("n").cast(pl.Int128))
 
+def dated(frame):
+    return frame.select(day=pl.col("when").dt.date())
+
+def dates_within(frame):
+    return frame.select(pair=pl.struct("n", days=pl.concat_list(pl.col("when"))))
+
 def odd(frame):
     return frame.select((pl.col("a.b") + 1).alias("x.y"), cs.by_name("^k$").alias("*"),
                         pl.col("it's") * 2)
@@ -343,6 +349,22 @@ def test_types_that_readers_take_for_different_ones(small: Small) -> None:
     write(path, frame(0).to_arrow(), [ROWS], use_deprecated_int96_timestamps=True)
     keep(small, "doubled")
     assert "'when'" in completions(small)["rewritten"][0]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [("doubled", ""), ("dated", "old calendar"), ("dates_within", "old calendar")],
+)
+def test_new_dates_in_files_of_spark_2(small: Small, function: str, reason: str) -> None:
+    """Spark would take them for ones of the calendar before 1582, as those of the file are."""
+    for number in range(FILES):
+        table = frame(number * ROWS).to_arrow()
+        marked = table.replace_schema_metadata({"org.apache.spark.version": "2.4.8"})
+        write(small.root / "in" / f"{number}.parquet", marked, [ROWS])
+    out = keep(small, function)
+    assert_frame_equal(out.select(WHOLE.columns), WHOLE)
+    for found in completions(small)["rewritten"]:
+        assert reason in found and bool(found) == bool(reason)
 
 
 def test_row_groups_without_rows(small: Small) -> None:
