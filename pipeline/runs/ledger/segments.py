@@ -56,11 +56,22 @@ def pack_segment(entries: Sequence[Completion | Failure], schemas: Iterable[str]
     Args:
         entries: Completions and failures.
         schemas: Schemas of the completions' outputs, as JSON.
+
+    Raises:
+        ValueError: readers would refuse the segment, or a line of it.
     """
-    lines = [{"kind": "schema", "columns": schema} for schema in schemas]
-    lines += [_line(entry) for entry in entries]
-    packer = zstandard.ZstdCompressor(write_checksum=True)
-    return packer.compress(b"\n".join(map(orjson.dumps, lines)))
+    lines = [*map(schema_line, schemas), *(orjson.dumps(_line(entry)) for entry in entries)]
+    text = b"\n".join(lines)
+    packed = zstandard.ZstdCompressor(write_checksum=True).compress(text)
+    longest = max(map(len, lines), default=0)
+    if longest >= MAX_LINE or len(text) > MAX_TEXT or len(packed) > MAX_PACKED:
+        raise ValueError(f"readers refuse {len(text):,} bytes, or a line of {longest:,}")
+    return packed
+
+
+def schema_line(schema: str) -> bytes:
+    """Return the line of a segment with a schema; with its end, it may have MAX_LINE bytes."""
+    return orjson.dumps({"kind": "schema", "columns": schema})
 
 
 def unpack_segments(

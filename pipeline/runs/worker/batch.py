@@ -161,7 +161,7 @@ class Attempt:
     """Entries that are not stored yet."""
     stored: list[Completion | Failure] = field(default_factory=list)
     schemas: dict[str, None] = field(default_factory=dict)
-    """Schemas of outputs, as JSON."""
+    """Schemas of their outputs, as JSON."""
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
     looked: float = -math.inf
@@ -215,7 +215,7 @@ class Attempt:
                 for entry in self.entries:
                     trace_entry(entry, self.unit)
             self.stored += self.entries
-            self.entries = []
+            self.entries, self.schemas = [], {}
         self.flushed = time.monotonic()
 
     @property

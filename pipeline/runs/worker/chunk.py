@@ -27,6 +27,7 @@ from pipeline.runs.ledger.check_files import checked_text, store_columns, store_
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
+from pipeline.runs.ledger.segments import MAX_LINE, schema_line
 from pipeline.runs.ledger.then import ThenLedger, open_ledger
 from pipeline.runs.transforms.loading import (
     Transform,
@@ -66,6 +67,8 @@ from pipeline.storage import Storage, Tables, own_storage, staged_area
 _NO_TURN = nullcontext()
 MAX_REASON = 500
 """Characters of the reason why a file was rewritten."""
+_SHOWN = 60
+"""Characters of a name or a type that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,10 +445,22 @@ def types_text(schema: pl.Schema) -> str:
     """Format the schema of a result as JSON.
 
     Raises:
-        TransformError: a column has Python objects.
+        TransformError: a column has Python objects, or the ledger cannot hold the schema.
     """
     refuse_objects(schema)
-    return json.dumps({name: str(kind) for name, kind in schema.items()})
+    columns = {name: str(kind) for name, kind in schema.items()}
+    text = json.dumps(columns)
+    size = len(schema_line(text))
+    if size < MAX_LINE:
+        return text
+    sizes = {name: len(name) + len(kind) for name, kind in columns.items()}
+    name = max(sizes, key=lambda name: sizes[name])
+    raise TransformError(
+        f"the schema of the result has {size:,} bytes, more than the {MAX_LINE:,} that the ledger "
+        f"can hold; its largest column is {name[:_SHOWN]!r}, whose name and type have "
+        f"{sizes[name]:,} characters ({columns[name][:_SHOWN]})",
+        hint="return fewer columns, or cast an Enum of many categories to String",
+    )
 
 
 def compute(

@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import COMPLETIONS, PARTIAL, REDUCE, Completion
-from pipeline.runs.ledger.segments import MAX_TEXT, pack_segment, unpack_segments
+from pipeline.runs.ledger.segments import (
+    MAX_LINE,
+    MAX_TEXT,
+    pack_segment,
+    schema_line,
+    unpack_segments,
+)
 from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import OUTPUT, Run, job_of, plan_of, run_of
@@ -355,3 +361,16 @@ def test_segments_of_earlier_releases_are_read(run: Run) -> None:
     """They have no checksum."""
     raw(run, {"kind": "completion", **asdict(run.completion(2))})
     assert run.ledger.read().left(5) == [0, 1, 3, 4]
+
+
+def test_no_line_is_written_that_readers_refuse() -> None:
+    rest = len(schema_line(json.dumps({"": "Int64"})))
+    longest, longer = (json.dumps({"n" * (MAX_LINE - rest - n): "Int64"}) for n in (1, 0))
+    failure = run_of(MemoryBackend().storage(), PLAN).failure(0, 1.0)
+    found = unpack_segments([("s", pack_segment([failure], [longest]))])
+    assert list(found.schemas.values()) == [longest]
+    assert (found.failures.height, found.problems) == (1, {})
+    many = [longest.replace("n", chr(number)) for number in range(ord("A"), ord("A") + 65)]
+    for refused in ([longer], many):
+        with pytest.raises(ValueError, match="readers refuse"):
+            pack_segment([failure], refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import time
@@ -28,7 +29,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.worker import batch
 from pipeline.runs.worker.batch import Batch, BatchAttempt
-from pipeline.runs.worker.chunk import RunContext, apply, encode
+from pipeline.runs.worker.chunk import RunContext, apply, encode, types_text
 from pipeline.runs.worker.memory import DEFAULT_AHEAD_BYTES, WorkerMemory
 from pipeline.storage import Storage, Tables
 from pipeline.table.keys import run_of_key
@@ -217,6 +218,32 @@ def test_a_chunk_whose_result_cannot_be_written_fails_alone() -> None:
     failed = case.failures()
     assert failed["index"].to_list() == [1]
     assert failed["message"].to_list() == ["column 'o' has Python objects, not a type of Parquet"]
+
+
+def test_a_chunk_whose_schema_is_too_large_for_the_ledger_fails_alone() -> None:
+    names = [f"a category of many: {number:08d}" for number in range(40_000)]
+
+    def wide(frame: pl.LazyFrame) -> pl.LazyFrame:
+        if frame.collect()["id"][0] != 2:
+            return frame
+        return frame.with_columns(kind=pl.lit(names[0], dtype=pl.Enum(names)))
+
+    case = Case(wide)
+    assert case.map().done == 5
+    assert case.faulty.calls.count("stage") == 5
+    assert sorted(case.staged()) == [0, 2, 3, 4, 5]
+    [failed] = case.failures().iter_rows(named=True)
+    assert (failed["index"], failed["transient"]) == (1, False)
+    assert "largest column is 'kind', whose name and type have 1," in failed["message"]
+    assert "(Enum(categories=['a category of many: 00000000'" in failed["message"]
+
+
+def test_many_columns_are_too_large_for_the_ledger() -> None:
+    columns = {f"column number {number}": pl.Int64() for number in range(40_000)}
+    with pytest.raises(TransformError, match="'column number 10000', whose name and type have 24"):
+        types_text(pl.Schema(columns))
+    few = dict(list(columns.items())[:20_000])
+    assert len(json.loads(types_text(pl.Schema(few)))) == 20_000
 
 
 @pytest.mark.parametrize("name", ["get_ranges", "stage"])
