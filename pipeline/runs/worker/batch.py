@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
 from threading import Timer
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import polars as pl
 import stamina
@@ -250,6 +250,9 @@ class Attempt:
 class BatchAttempt(Attempt):
     """One attempt at a batch of chunks."""
 
+    stores_alone: ClassVar[bool] = True
+    """Whether a completion may be stored without storing anything before it (see `flush`)."""
+
     _: KW_ONLY
     memory: WorkerMemory = field(default_factory=lambda: worker_memory(0))
     turn: Turn = field(default_factory=Turn)
@@ -460,7 +463,8 @@ class BatchAttempt(Attempt):
             "then.max_groups)",
         )
         try:
-            entries = [*self.entries, self._failure(chunk, error)]
+            storable = (e for e in self.entries if self.stores_alone or isinstance(e, Failure))
+            entries = [*storable, self._failure(chunk, error)]
             name = segment_name(self.batch.name, self.attempt, self.segments + 1)
             self.context.ledger.write_segment(name + "-timeout", entries, self.schemas)
         finally:
@@ -536,6 +540,8 @@ class BatchAttempt(Attempt):
 @dataclass(slots=True)
 class ReducingBatchAttempt(BatchAttempt):
     """One attempt at a batch of a job with a reduce: results are combined, not staged."""
+
+    stores_alone: ClassVar[bool] = False
 
     frames: list[pl.DataFrame] = field(default_factory=list)
     """Results of the chunks that are not stored yet."""
@@ -613,6 +619,8 @@ class SeveralOutputsBatchAttempt(BatchAttempt):
 
     A chunk is done when the ledger of the first output says so, which is written last.
     """
+
+    stores_alone: ClassVar[bool] = False
 
     further: dict[str, list[Completion]] = field(default_factory=dict)
     """Completions for the outputs after the first, by attempt, that are not stored yet."""

@@ -272,6 +272,31 @@ def test_a_batch_that_runs_again_leaves_alone_what_is_settled() -> None:
     assert sorted(case.staged()) == [0, 1, 2, 3, 5]
 
 
+@pytest.mark.parametrize(
+    ("kind", "done"),
+    [
+        (BatchAttempt, [0]),
+        (batch.SlicingBatchAttempt, [0]),
+        (batch.ReducingBatchAttempt, []),
+        (batch.SeveralOutputsBatchAttempt, []),
+    ],
+)
+def test_a_chunk_that_hangs_leaves_what_may_be_stored_alone(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BatchAttempt], done: list[int]
+) -> None:
+    """A partial, or the completions for other outputs, are not stored while a chunk hangs."""
+    exits: list[int] = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    case = Case(chunk_timeout=1.0)
+    attempt = kind(case.context, ALL, "worker")
+    attempt.entries = [case.run.completion(0), case.run.failure(1, time.time())]
+    attempt._exit_on_timeout(PLAN.chunk(2))
+    assert exits == [batch.TIMEOUT_EXIT]
+    progress = case.run.again(case.backend.storage()).ledger.read()
+    assert progress.completions["index"].to_list() == done
+    assert progress.failures["index"].to_list() == [1, 2]
+
+
 @pytest.mark.parametrize(("flush", "segments"), [(1, 6), (2, 3), (100, 1)])
 def test_completions_are_stored_in_groups(flush: int, segments: int) -> None:
     case = Case(settings={"batches": {"flush_chunks": flush, "flush_seconds": 1000}})
