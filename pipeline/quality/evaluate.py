@@ -36,6 +36,8 @@ class Found:
 
     count: int
     examples: tuple[str, ...] = ()
+    problem: str = ""
+    """Why they could not be counted; empty if they were."""
 
 
 class Values(Protocol):
@@ -246,6 +248,8 @@ def _not_null(check: NotNullCheck, subject: Subject) -> _Judged:
 @_judge.register
 def _sql(check: SqlCheck, subject: Subject) -> _Judged:
     found = subject.values.rows_of(check.query)
+    if found.problem:
+        return _Judged(False, found.problem)
     return _Judged(
         not found.count,
         f"the query finds {plural(found.count, 'row') if found.count else 'no row'}",

@@ -381,9 +381,14 @@ class Drafting:
         record = self._record(backfill, asked, options, windows)
         if planned is not None:
             self._refuse_columns(planned, options)
-            columns = tuple(planned.probe.result_columns)
+            columns = planned.probe.result_columns
             origin = origin_of(self.job, self.settings, planned.result)
-            found = {"tables": tables, "columns": columns, "origin": origin}
+            found = {
+                "tables": tables,
+                "columns": tuple(columns),
+                "types": tuple(columns.values()),
+                "origin": origin,
+            }
             record = record.model_copy(update=found)
         return Draft(self.job, record, windows, plan, notes=tuple(notes))
 

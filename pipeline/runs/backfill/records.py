@@ -122,6 +122,8 @@ class BackfillRecord(_Record):
     """Tables that the transform reads, with the versions for all its runs. None in old records."""
     columns: tuple[str, ...] = ()
     """Names of the result's columns, in the order that all files have."""
+    types: tuple[str, ...] = ()
+    """Types of these columns, as Polars spells them. Empty in old records."""
     origin: Origin | None = None
     """Where code and input came from. None in old records."""
     outside_objects: NonNegativeInt = 0

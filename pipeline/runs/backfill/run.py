@@ -139,6 +139,7 @@ class BackfillRun:
             backfill=record.backfill,
             tables=record.tables,
             columns=record.columns,
+            types=record.types,
             origin=record.origin,
         )
         labels = mine["label"].to_list()

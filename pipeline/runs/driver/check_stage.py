@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 from typing_extensions import override
@@ -52,12 +53,16 @@ from pipeline.runs.transforms.loading import load_schema
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.storage import Storage
 from pipeline.storage.documents import parse_stored, seal_json
+from pipeline.table.column_types import parse_dtype
+from pipeline.table.columns import Columns
 from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
+from pipeline.table.schemas import types_of_output
 
 SHOWN = 3
 """Maximum number of failed checks that an error describes."""
+_UNKNOWN_COLUMNS = "the query cannot be run: the result has no chunk, and its columns are unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,9 @@ class CheckStage:
 
     files: pl.DataFrame | None = None
     """Completions of the run's files, where these are merged from what was measured."""
+
+    columns: Columns = field(default_factory=dict)
+    """Columns of the results of the run's chunks, of all windows; empty if none is done."""
 
     def results(
         self, done: pl.DataFrame, chunks: pl.DataFrame, window: str | None = None
@@ -91,7 +99,8 @@ class CheckStage:
         if self.checks.is_empty:
             return []
         last = self._last(done if self.files is None else self.files, window)
-        subject = self._digest(done, chunks, last)
+        columns = self._columns_without_chunks(done)
+        subject = self._digest(done, chunks, last, columns)
         uri = f"{self.ledger.prefix}{results_name(window)}"
         blob = self.storage.get_or_none(uri)
         if blob is not None:
@@ -99,7 +108,7 @@ class CheckStage:
             if stored.subject == subject:
                 return list(stored.results)
         self._confirm_rejected(chunks)
-        results = [*self._of_rows(chunks), *self._evaluate(done, last)]
+        results = [*self._of_rows(chunks), *self._evaluate(done, last, columns)]
         document = StoredResults(subject=subject, at=time.time(), results=tuple(results))
         self.storage.put(uri, seal_json(document.model_dump_json(indent=1).encode()))
         return results
@@ -123,18 +132,23 @@ class CheckStage:
         if lost.height:
             raise UploadsVanishedError(sorted(lost["attempt"].to_list()))
 
-    def _digest(self, done: pl.DataFrame, chunks: pl.DataFrame, last: LastVersion) -> str:
+    def _digest(
+        self, done: pl.DataFrame, chunks: pl.DataFrame, last: LastVersion, columns: Columns
+    ) -> str:
         """Hash the checks and everything that their results depend on."""
-        parts = [
+        parts: list[Any] = [
             self.checks.model_dump(mode="json"),
             done["attempt"].sort().to_list(),
             chunks["attempt"].sort().to_list(),
             last.rows,
             dict(sorted(last.totals.items())),
         ]
+        parts += [columns] if done.is_empty() else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _evaluate(self, done: pl.DataFrame, last: LastVersion) -> list[CheckResult]:
+    def _evaluate(
+        self, done: pl.DataFrame, last: LastVersion, columns: Columns
+    ) -> list[CheckResult]:
         if not self.checks.run:
             return []
         checked = [
@@ -144,7 +158,9 @@ class CheckStage:
         kept = [result.kept for result in checked if result.kept is not None]
         wanted = Wanted.of(self.checks)
         with TemporaryDirectory(prefix="chunkmap-checks-") as folder:
-            values = KeptValues(self.storage, self.ledger.prefix, kept, Path(folder), wanted)
+            values = KeptValues(
+                self.storage, self.ledger.prefix, kept, Path(folder), wanted, columns
+            )
             if wanted.keeps:
                 values.confirm(done["attempt"].to_list())
             return evaluate(self.checks, Subject(figures, self.record.created, values, last))
@@ -154,6 +170,19 @@ class CheckStage:
             return CheckedResult.of(attempt, rows, text)
         except ValueError as error:
             raise StateError(self.ledger.prefix + "completions/", str(error)) from error
+
+    def _columns_without_chunks(self, done: pl.DataFrame) -> Columns:
+        """Look up the columns on which queries are run if the result has no chunk.
+
+        They are those of the run's other windows, of its planning, or of the output. Empty if they
+        are unknown, or not needed.
+        """
+        if done.height or not any(isinstance(check, SqlCheck) for check in self.checks.run):
+            return {}
+        planned: Columns = {}
+        if self.ledger.job().reduce is None:  # It changes the columns.
+            planned = dict(zip(self.record.columns, self.record.types, strict=False))
+        return self.columns or planned or types_of_output(self.table_log)
 
     def _last(self, done: pl.DataFrame, window: str | None) -> LastVersion:
         """Look up what the result is compared with, as far as checks ask for it."""
@@ -210,6 +239,8 @@ class KeptValues(Values):
     folder: Path
     """Folder of this machine for their files."""
     wanted: Wanted
+    columns: Columns
+    """Columns of a result without chunks; empty if they are unknown."""
     _fetched: bool = field(default=False, init=False)
 
     def confirm(self, attempts: Collection[str]) -> None:
@@ -227,10 +258,22 @@ class KeptValues(Values):
 
     @override
     def rows_of(self, query: str) -> Found:
+        if not self.kept:
+            return self._rows_of_nothing(query)
         if not self._fetched:
             map_concurrently(self._fetch, self.kept)
             self._fetched = True
-        return rows_of(query, self.folder) if self.kept else Found(0)
+        return rows_of(query, self.folder)
+
+    def _rows_of_nothing(self, query: str) -> Found:
+        """Run a query on no rows: it may find that they are missing."""
+        names = self.columns if self.wanted.kept is None else self.wanted.kept
+        types = {name: parse_dtype(self.columns.get(name, "")) for name in names}
+        schema = {name: kind for name, kind in types.items() if kind is not None}
+        if not schema or len(schema) < len(types):
+            return Found(0, problem=_UNKNOWN_COLUMNS)
+        pl.DataFrame(schema=schema).write_parquet(self.folder / "0.parquet")
+        return rows_of(query, self.folder)
 
     def _data(self, kept: KeptColumns) -> bytes:
         """Read stored columns; those that are lost or damaged must be made again."""

@@ -553,6 +553,7 @@ class _NewRun:
             manifest.number,
             tables=tables,
             columns=tuple(planning.probe.result_columns),
+            types=tuple(planning.probe.result_columns.values()),
             skips=skips,
             sees=sees,
             mode=mode,

@@ -18,7 +18,7 @@ from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.merge_stage import as_merged, merge_parts, merged_of
 from pipeline.runs.driver.overlap import refuse_in_place
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
-from pipeline.runs.driver.schemas import check_schemas, drop_retyped
+from pipeline.runs.driver.schemas import check_schemas, drop_retyped, result_columns
 from pipeline.runs.driver.then_stage import then_results
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.merge_plan import MergePart
@@ -129,7 +129,8 @@ def publish_run(
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
     publish = publish_all if together or rule is None else _publish_without_conflicts
     files = done if job.output.merges else None
-    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record, files)
+    columns = result_columns(progress, measured)
+    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record, files, columns)
     results: dict[str | None, list[CheckResult]] = {}
     published: list[Commit] = []
     try:
@@ -176,7 +177,8 @@ def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     parts, progress, _ = _with_merged(ledger, job, drop_retyped(ledger, ledger.read()), None)
     progress, files = _results(ledger, job, progress, parts)
     done = progress.completions if job.output.merges else files
-    stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
+    columns = result_columns(progress, done)
+    stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files, columns)
     return stage.results(done, progress.completions if job.reduce else done)
 
 

@@ -121,6 +121,15 @@ def hive_types_of(job: Job, progress: Progress) -> Mapping[str, str]:
     return {name: _HIVE_TYPES.get(kind, "string") for name, kind in declared.items()}
 
 
+def result_columns(progress: Progress, done: pl.DataFrame) -> Columns:
+    """Return the columns of the results of some completions; empty if there are none."""
+    columns: Columns = {}
+    for digest in done["schema"].unique(maintain_order=True):
+        for name, kind in orjson.loads(progress.schemas.get(digest, "{}")).items():
+            columns[name] = merge_types(columns.get(name, kind), kind) or columns[name]
+    return columns
+
+
 def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
     """Return the columns of some completions' files, which are the same (see `check_schemas`)."""
     first = done.head(1)

@@ -196,6 +196,7 @@ class Ledger:
         backfill: str | None = None,
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
+        types: Sequence[str] = (),
         skips: bool = False,
         sees: bool = True,
         mode: str | None = None,
@@ -225,6 +226,7 @@ class Ledger:
             created=time.time(),
             tables=tables,
             columns=tuple(columns),
+            types=tuple(types),
             origin=origin,
             outputs=(ledger.output, *(cls(storage, f.uri, run).output for f in further))
             if further
@@ -235,7 +237,8 @@ class Ledger:
         for extra in further:
             own = cls(storage, extra.uri, run)
             values = {"output": own.output, "mode": extra.mode, "base": extra.base}
-            own._store(record.model_copy(update=values | {"columns": extra.columns}), parts)
+            values |= {"columns": extra.columns, "types": ()}
+            own._store(record.model_copy(update=values), parts)
         is_first = ledger._store(record, parts)
         ledger._stored_plan = plan if is_first[0] else None
         ledger._job = job if is_first[1] else None

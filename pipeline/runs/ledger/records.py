@@ -88,6 +88,8 @@ class RunRecord(BaseModel):
     columns: tuple[str, ...] = ()
     """Names of the result's columns, found in planning, in the order that all files have. Empty if
     unknown."""
+    types: tuple[str, ...] = ()
+    """Types of these columns, as Polars spells them. Empty in old records."""
     created: Moment
     """Time of creation, in Unix seconds."""
     origin: Origin | None = None

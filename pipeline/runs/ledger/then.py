@@ -67,8 +67,8 @@ class ThenLedger(Ledger):
     def record(self) -> RunRecord:
         """Read the run's record, with the figures of this plan."""
         plan = self.plan()
-        figures = {"plan": plan.id, "chunks": len(plan), "rows": plan.rows, "columns": ()}
-        update = {**figures, "transform": self.job().transform}
+        figures = {"plan": plan.id, "chunks": len(plan), "rows": plan.rows}
+        update = {**figures, "columns": (), "types": (), "transform": self.job().transform}
         return self._run.record().model_copy(update=update)
 
     def result(self) -> str:

@@ -212,6 +212,57 @@ def test_sql_finds_what_is_wrong(small: Small) -> None:
     assert (summary.state, summary.mapped) == ("done", 0)
 
 
+EMPTY = "SELECT 'empty' AS result_is WHERE (SELECT count(*) FROM result) = 0"
+NEGATIVE = "SELECT id FROM result WHERE cents < 0"
+
+
+def sql_check(query: str, **more: Any) -> dict[str, Any]:
+    pytest.importorskip("duckdb", reason="the extra `checks` is not installed")
+    return {"check": "sql", "name": "rows", "query": query, **more}
+
+
+def pruned(small: Small) -> dict[str, Any]:
+    """An input of which no row is planned."""
+    return {"uri": small.input, "filter": [["id", ">", 1000]]}
+
+
+@pytest.mark.parametrize("columns", [None, ["cents", "id"]])
+def test_sql_finds_that_a_result_without_chunks_is_empty(
+    small: Small, columns: list[str] | None
+) -> None:
+    more: dict[str, Any] = {"input": pruned(small), "mode": "overwrite"}
+    with pytest.raises(ChecksFailedError, match=r"rows: the query finds 1 row, e\.g\. result_is"):
+        small.run(checked(small, sql_check(EMPTY, columns=columns), **more))
+    assert not visible(small)
+    summary = small.run(checked(small, sql_check(NEGATIVE, columns=columns), **more))
+    assert (summary.state, summary.mapped) == ("done", 0)
+    assert not visible(small)
+
+
+UNKNOWN = "rows: the query cannot be run: the result has no chunk, and its columns are unknown"
+
+
+def test_without_columns_a_query_refuses_a_result_without_chunks(small: Small) -> None:
+    """A reduce may return any columns."""
+    more: dict[str, Any] = {"mode": "overwrite", "reduce": {"combine": f"{small.module}:add"}}
+    with pytest.raises(ChecksFailedError, match=UNKNOWN):
+        small.run(checked(small, sql_check(NEGATIVE), input=pruned(small), **more))
+    warns = sql_check(NEGATIVE, severity="warn")
+    summary = small.run(checked(small, warns, input=pruned(small), **more))
+    assert summary.state == "done" and any(UNKNOWN in note for note in summary.notes)
+
+
+def test_a_reduce_without_chunks_is_checked_with_the_columns_of_the_output(small: Small) -> None:
+    more: dict[str, Any] = {"mode": "overwrite", "reduce": {"combine": f"{small.module}:add"}}
+    assert small.run(checked(small, sql_check(NEGATIVE), **more)).state == "done"
+    more["input"] = pruned(small)
+    with pytest.raises(ChecksFailedError, match="rows: the query finds 1 row"):
+        small.run(checked(small, sql_check(EMPTY), **more))
+    assert small.rows().height == 40
+    assert small.run(checked(small, sql_check(NEGATIVE), **more)).state == "done"
+    assert not visible(small)
+
+
 def test_a_query_that_cannot_be_run_is_refused_in_planning(small: Small) -> None:
     pytest.importorskip("duckdb", reason="the extra `checks` is not installed")
     sql = {"check": "sql", "query": "SELECT nope FROM result"}
@@ -220,14 +271,16 @@ def test_a_query_that_cannot_be_run_is_refused_in_planning(small: Small) -> None
     assert not (small.root / "out.chunkmap").exists()
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_windows_are_checked_one_by_one(small: Small, together: bool) -> None:
+def windowed(
+    small: Small, *checks: dict[str, Any], **more: Any
+) -> tuple[Ledger, dict[str, WindowChunks]]:
+    """A mapped run of three days, the second of which has a key twice, and its windows."""
     for path in (small.root / "in").iterdir():
         path.unlink()
     for day in range(1, 4):
         rows = [day, day] if day == 2 else [day]
         small.write(f"ds=2024-01-0{day}/a.parquet", pl.DataFrame({"id": rows}))
-    job = checked(small, UNIQUE, window={"column": "ds"})
+    job = checked(small, *checks, window={"column": "ds"}, **more)
     planned = plan_run(job, small.settings, small.storage, ResumeOptions())
     ledger = planned.ledger
     MapStage(
@@ -242,12 +295,34 @@ def test_windows_are_checked_one_by_one(small: Small, together: bool) -> None:
         label: WindowChunks([chunk])
         for label, chunk in zip(labels, planned.plan.chunk_ids, strict=True)
     }
+    return ledger, windows
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_windows_are_checked_one_by_one(small: Small, together: bool) -> None:
+    ledger, windows = windowed(small, UNIQUE)
     with pytest.raises(ChecksFailedError) as refused:
         publish_run(small.storage, ledger, windows=windows, together=together)
     assert refused.value.windows == ("2024-01-02",)
     assert "the result of window 2024-01-02 of run" in str(refused.value)
     days = {path.parent.name for path in visible(small)}
     assert days == (set() if together else {"ds=2024-01-01", "ds=2024-01-03"})
+
+
+def test_an_empty_window_that_a_query_refuses_empties_no_partition(small: Small) -> None:
+    small.write("ds=2024-01-04/a.parquet", pl.DataFrame({"id": [4]}), "before")
+    before: dict[str, Any] = {
+        "input": {"uri": f"file://{small.root}/before/"},
+        "mode": "overwrite-partitions",
+    }
+    small.run(small.job(**before))
+    by_day = sql_check("SELECT 'empty' AS day_is WHERE (SELECT count(ds) FROM result) = 0")
+    ledger, windows = windowed(small, by_day, mode="overwrite-partitions")
+    windows["2024-01-04"] = WindowChunks([])
+    with pytest.raises(ChecksFailedError, match="the query finds 1 row") as refused:
+        publish_run(small.storage, ledger, windows=windows)
+    assert refused.value.windows == ("2024-01-04",)
+    assert sorted(small.rows()["id"]) == [1, 2, 2, 3, 4]
 
 
 @pytest.mark.sampled(2)
