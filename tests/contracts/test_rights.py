@@ -86,6 +86,7 @@ WORKER_MUST_NOT_WRITE = [
             "accepted.json",
             "cancel.json",
             "published.json",
+            "reduce/plan-0001.arrow",
             "report.html",
             "report.json",
             "folded/base-000001.arrow",

@@ -25,6 +25,7 @@ GROUPED: dict[str, Any] = {
     },
 }
 POINTS = (
+    Point("store the reduce plan", "PutObject", "reduce/plan-"),
     Point("store a piece", "PutObject", "reduced/", 2),
     Point("store that it is reduced", "PutObject", "completions/reduce-"),
     Point("list the pieces", "ListObjectsV2", "reduced/"),

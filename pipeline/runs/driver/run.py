@@ -32,7 +32,7 @@ from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
 from pipeline.runs.driver.publish import check_run, publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
-from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
+from pipeline.runs.driver.reduce_stage import partials_of, pin_partials, reduced_of, without_partial
 from pipeline.runs.driver.report import StoredReport, rows_filtered, store_report
 from pipeline.runs.driver.result_types import OutputFacts
 from pipeline.runs.driver.schemas import output_facts
@@ -252,15 +252,17 @@ class RunDriver:
             UploadsVanishedError: some partials are not stored; their chunks must be mapped again.
         """
         ledger = self.planned.ledger
-        partials = partials_of(ledger, progress) if self.job.reduce else []
-        if not partials or reduced_of(ledger, progress).height:
+        if self.job.reduce is None or progress.completions.is_empty():
+            return
+        progress = pin_partials(ledger, progress)
+        if reduced_of(ledger, progress).height:
             return
         self.listen("reduce", None)
         with self.heartbeat.phase("reduce"):
             lost = without_partial(self.storage, ledger, progress)
             if lost:
                 raise UploadsVanishedError(lost)
-            for level in tree(partials):
+            for level in tree(partials_of(ledger, progress)):
                 self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
 
     def _map_groups(self) -> bool:

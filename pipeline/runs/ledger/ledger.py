@@ -61,6 +61,7 @@ from pipeline.runs.ledger.records import (
     RunRecord,
     Segment,
 )
+from pipeline.runs.ledger.reduce_plan import ReducePlan
 from pipeline.runs.ledger.segments import EMPTY, pack_segment
 from pipeline.storage import Storage, join, parse, same_place, state_prefix
 from pipeline.storage.documents import (
@@ -77,7 +78,7 @@ from pipeline.uris import as_prefix
 
 log = logging.getLogger(__name__)
 
-_MERGE_PLAN = re.compile(r"plan-([0-9]{4,9})\.arrow")
+_NUMBERED = re.compile(r"plan-([0-9]{4,9})\.arrow")
 
 
 def run_id(
@@ -452,10 +453,14 @@ class Ledger:
         Raises:
             StateError: one is damaged.
         """
-        folder = self.prefix + "merge/"
-        names = (info.uri.removeprefix(folder) for info in self._storage.objects(folder))
-        numbers = [int(match[1]) for name in names if (match := _MERGE_PLAN.fullmatch(name))]
-        return map_concurrently(self.merge_plan, sorted(numbers, reverse=True))
+        return map_concurrently(self.merge_plan, self._numbers("merge/"))
+
+    def _numbers(self, folder: str) -> list[int]:
+        """List the numbers of the plans in a folder, newest first."""
+        prefix = self.prefix + folder
+        names = (info.uri.removeprefix(prefix) for info in self._storage.objects(prefix))
+        numbers = [int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))]
+        return sorted(numbers, reverse=True)
 
     def merge_plan(self, number: int) -> MergePlan:
         """Read a merge plan. Raises StateError if it is missing or damaged."""
@@ -469,6 +474,34 @@ class Ledger:
 
     def _merge_plan_uri(self, number: int) -> str:
         return f"{self.prefix}merge/plan-{number:04d}.arrow"
+
+    def store_reduce_plan(self, completions: pl.DataFrame) -> bool:
+        """Let the partials of these completions count, whatever copies of batches store later.
+
+        Returns:
+            Whether they do; otherwise another driver was faster, so read again.
+
+        Raises:
+            StateError: the reduce plan is damaged.
+        """
+        plan, numbers = ReducePlan.of(completions), self._numbers("reduce/")
+        if numbers and self._reduce_plan(numbers[0]).partials.equals(plan.partials):
+            return True
+        self._last = None
+        uri = self._reduce_plan_uri(numbers[0] + 1 if numbers else 1)
+        try:
+            self._storage.put_new(uri, plan.pack())
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def _reduce_plan(self, number: int) -> ReducePlan:
+        uri = self._reduce_plan_uri(number)
+        with reading(uri, "delete this object, then run the job again: the reduce is done again"):
+            return ReducePlan.unpack(self._storage.get(uri).data)
+
+    def _reduce_plan_uri(self, number: int) -> str:
+        return f"{self.prefix}reduce/plan-{number:04d}.arrow"
 
     def void(self, attempts: Iterable[str]) -> None:
         """Stop counting these attempts, because their staged outputs no longer exist."""
@@ -505,7 +538,7 @@ class Ledger:
         of_chunk = ~of_reduce & ~of_merge
         aside = counted["attempt"].is_in(list(self._aside))
         completions = counted.filter(of_chunk & ~aside)
-        chosen = _choose(completions)
+        chosen = self._choose(completions)
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
@@ -515,6 +548,22 @@ class Ledger:
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,
         )
+
+    def _choose(self, completions: pl.DataFrame) -> pl.Series:
+        """Mark one completion per chunk, by a fixed rule, so that all readers choose the same.
+
+        Of staged outputs, choose the first. The chunks of a partial count together: choose those
+        of the newest reduce plan all of whose partials count; without one, the largest.
+        """
+        chunks = completions["chunk"]
+        if PARTIAL not in completions["upload"] or chunks.is_unique().all():
+            return chunks.is_first_distinct()
+        if self.job().reduce is not None:
+            for number in self._numbers("reduce/"):
+                chosen = self._reduce_plan(number).choose(completions)
+                if chosen is not None:
+                    return chosen
+        return _largest(completions)
 
     def of_batch(self, batch: str) -> Progress:
         """Read what earlier attempts at one batch have stored."""
@@ -550,22 +599,20 @@ class Ledger:
         return self._checks.check(some)
 
 
-def _choose(completions: pl.DataFrame) -> pl.Series:
-    """Choose one completion per chunk, by a fixed rule, so that all readers choose the same.
+def _largest(completions: pl.DataFrame) -> pl.Series:
+    """Mark the completions of partials that have no chunk in common, the largest first.
 
-    Of staged outputs, choose the first. The chunks of a partial count together: choose a partial,
-    largest first, if none of its chunks is in one chosen before; remaining chunks are mapped again.
+    Remaining chunks are mapped again.
     """
-    if PARTIAL not in completions["upload"]:
-        return completions["chunk"].is_first_distinct()
     taken: set[str] = set()
     uris: set[str] = set()
-    groups = completions.group_by("uri").agg("chunk", pl.len())
+    distinct = completions.select(pl.struct("uri", "chunk").is_first_distinct()).to_series()
+    groups = completions.filter(distinct).group_by("uri").agg("chunk", pl.len())
     for uri, chunks, _ in groups.sort("len", "uri", descending=[True, False]).iter_rows():
         if taken.isdisjoint(chunks):
             taken |= set(chunks)
             uris.add(uri)
-    return completions["uri"].is_in(list(uris))
+    return completions["uri"].is_in(list(uris)) & distinct
 
 
 @lru_cache(64)

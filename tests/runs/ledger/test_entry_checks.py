@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import StateError
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import COMPLETIONS, PARTIAL, REDUCE, Completion
 from pipeline.runs.ledger.segments import (
@@ -260,6 +261,76 @@ def test_partials_elsewhere_are_not_counted(reducing: Run, uri: str) -> None:
     progress = reducing.ledger.read()
     assert progress.left(5) == [0, 1, 2, 3, 4]
     assert "a partial outside of its run" in progress.problems[0]
+
+
+def partials(run: Run) -> set[str]:
+    """Names of the partials that count."""
+    return {uri.rpartition("/")[2] for uri in run.ledger.read().completions["uri"]}
+
+
+def test_a_reduce_plan_says_which_partials_count(reducing: Run) -> None:
+    """Whatever workers store later: a larger partial, or entries that were never written."""
+    first, *more = combined(reducing, 0, 1, name="b-1")
+    reducing.store(first, *more, *combined(reducing, 2, 3, 4, name="b-2"))
+    assert reducing.ledger.store_reduce_plan(reducing.ledger.read().completions)
+    moved = [replace(each, uri=first.uri) for each in combined(reducing, 2, 3, 4)]
+    again = replace(first, attempt="0" * 32)
+    reducing.store(*combined(reducing, 0, 1, 2, 3, name="a"), *moved, again)
+    for run in (reducing, reducing.again(reducing.storage)):
+        assert partials(run) == {"b-1.arrow", "b-2.arrow"}
+        progress = run.ledger.read()
+        assert progress.completions["index"].to_list() == [0, 1, 2, 3, 4]
+        assert progress.duplicates.height == 8
+    assert reducing.ledger.store_reduce_plan(progress.completions), "it is stored once"
+    assert len(reducing.storage.objects(reducing.ledger.prefix + "reduce/")) == 1
+
+
+def test_a_reduce_plan_with_a_lost_partial_does_not_count(reducing: Run) -> None:
+    first = combined(reducing, 0, 1, name="b-1")
+    reducing.store(*first, *combined(reducing, 2, 3, 4, name="b-2"))
+    reducing.ledger.store_reduce_plan(reducing.ledger.read().completions)
+    reducing.store(*combined(reducing, 0, 1, 2, 3, name="a"))
+    reducing.ledger.void([first[0].attempt])
+    assert partials(reducing) == {"a.arrow"} and reducing.ledger.read().left(5) == [4]
+    reducing.store(*combined(reducing, 4, name="b-3"))
+    assert reducing.ledger.store_reduce_plan(reducing.ledger.read().completions)
+    # Another process does not know that it is lost, and takes the newest plan.
+    assert partials(reducing.again(reducing.storage)) == {"a.arrow", "b-3.arrow"}
+
+
+def test_of_two_drivers_the_first_reduce_plan_counts(
+    reducing: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reducing.store(*combined(reducing, 0, 1, 2, 3, 4, name="b-1"))
+    other = reducing.again(reducing.storage)
+    assert other.ledger.store_reduce_plan(other.ledger.read().completions)
+    reducing.store(*combined(reducing, 0, 1, 2, 3, 4, name="a"))
+    with monkeypatch.context() as slow:  # It listed the plans before the other had stored one.
+        slow.setattr(reducing.ledger, "_numbers", lambda folder: [])
+        seen = reducing.ledger.read().completions
+        assert not reducing.ledger.store_reduce_plan(seen)
+    assert partials(reducing) == {"b-1.arrow"} != {seen["uri"][0].rpartition("/")[2]}
+
+
+def test_a_damaged_reduce_plan_is_named(reducing: Run) -> None:
+    reducing.store(*combined(reducing, 0, 1, 2, 3, 4, name="b-1"))
+    reducing.ledger.store_reduce_plan(reducing.ledger.read().completions)
+    uri = reducing.ledger.prefix + "reduce/plan-0001.arrow"
+    sound = reducing.storage.get(uri).data
+    reducing.store(*combined(reducing, 0, name="a"))
+    changed = sound[:200] + bytes([sound[200] ^ 1]) + sound[201:]
+    for damaged in (b"", sound[:-30], changed):
+        reducing.storage.put(uri, damaged)
+        with pytest.raises(StateError, match="reduce/plan-0001"):
+            reducing.again(reducing.storage).ledger.read()
+
+
+def test_a_chunk_that_a_partial_has_twice_counts_once(reducing: Run) -> None:
+    """Otherwise another chunk would seem to be done."""
+    reducing.store(*combined(reducing, 0, 1), *combined(reducing, 1, 1))
+    progress = reducing.ledger.read()
+    assert progress.completions["index"].to_list() == [0, 1]
+    assert progress.duplicates["index"].to_list() == [1, 1]
 
 
 def test_a_reduce_elsewhere_is_not_counted(reducing: Run) -> None:
