@@ -37,6 +37,8 @@ END: Final = 8
 _MAX_LEVELS: Final = 32
 """Maximum depth of nested columns; readers recurse, and deep nesting exhausts their stack."""
 
+INT32: Final = 1
+INT64: Final = 2
 INT96: Final = 3
 BYTE_ARRAY: Final = 6
 FIXED_LEN_BYTE_ARRAY: Final = 7

@@ -17,15 +17,19 @@ import pyarrow as pa
 
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
 from partitioning.model import PartitionValue
-from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, FileSchema, Leaf
+from partitioning.parquet_footer import BYTE_ARRAY, INT32, INT64, WIDTHS, FileSchema, Leaf
 from partitioning.thrift import Values
 from partitioning.untrusted_statistics import writer_trust
 
 _MIN_TRUNCATED: Final = 16
 """Bytes from which on a text maximum may be truncated: writers truncate at 16 (Iceberg), 64
 (parquet-rs, parquet-java) or more bytes, and some old writers do not round the last byte up."""
+_DATE: Final = 6
+"""Number of Parquet's date, both as logical and as converted type."""
 _TIMESTAMP: Final = 8
 """Field number of Parquet's logical type of timestamps."""
+_DAY: Final = 86_400 * 10**9
+"""Nanoseconds per day."""
 _UNITS: Final = {1: 10**6, 2: 10**3, 3: 1}
 """Nanoseconds per unit, by field number."""
 
@@ -245,26 +249,31 @@ def _native(raw: bytes | None, leaf: Leaf, kind: pa.DataType) -> Native | None:
         return None  # Polars' 128-bit integers are ordered differently in files.
     if leaf.physical >= BYTE_ARRAY:
         return int.from_bytes(raw, "big", signed=True) if pa.types.is_decimal(kind) else None
-    if leaf.physical not in (1, 2):
+    if leaf.physical not in (INT32, INT64):
         return None
     value = int.from_bytes(raw, "little", signed=not pa.types.is_unsigned_integer(kind))
     if pa.types.is_timestamp(kind):
-        return value * _unit(leaf, kind)
+        unit = _unit(leaf, kind)
+        return None if unit is None else value * unit
     is_plain = pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_decimal(kind)
     return value if is_plain else None
 
 
 def _float(raw: bytes, leaf: Leaf) -> float | None:
     form = {2: "<e", 4: "<f", 8: "<d"}.get(len(raw))
-    if form is None or leaf.physical in (1, 2):
+    if form is None or leaf.physical in (INT32, INT64):
         return None
     value: float = struct.unpack(form, raw)[0]
     return None if math.isnan(value) else value
 
 
-def _unit(leaf: Leaf, kind: pa.DataType) -> int:
-    """Return the nanoseconds per unit of a stored time."""
-    logical = (leaf.logical or {}).get(_TIMESTAMP, {}).get(2, {})
+def _unit(leaf: Leaf, kind: pa.DataType) -> int | None:
+    """Return the nanoseconds per unit of a stored time; None if it is unknown."""
+    logical = leaf.logical or {}
+    if leaf.physical == INT32:
+        # Arrow's date64, whose milliseconds are stored as days.
+        return _DAY if _DATE in logical or leaf.converted == _DATE else None
+    logical = logical.get(_TIMESTAMP, {}).get(2, {})
     for field, unit in _UNITS.items():
         if field in logical:
             return unit

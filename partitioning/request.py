@@ -11,7 +11,7 @@ from partitioning.filters import Filter
 from partitioning.windows import WindowFilter
 
 MIB: Final = 2**20
-_FIGURES_VERSION: Final = 2
+_FIGURES_VERSION: Final = 3
 """Version of the figures read from footers: plans of another version share no footers."""
 
 

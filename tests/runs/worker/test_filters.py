@@ -159,6 +159,7 @@ WRITERS: Final[dict[str, tuple[Callable[[list[Any]], bytes], Values]]] = {
     "zone by Polars": (by_polars(pl.Datetime("ns", "Asia/Kolkata")), hours(KOLKATA)),
     "time by Polars": (by_polars(pl.Datetime("ms")), hours()),
     "date": (by_pyarrow(pa.date32()), DAYS),
+    "date64": (by_pyarrow(pa.date64()), DAYS),
     "date by Polars": (by_polars(pl.Date), DAYS),
     "float16": (by_pyarrow(pa.float16()), HALVES),
     "float16 by Polars": (by_polars(pl.Float16), HALVES),
@@ -180,6 +181,7 @@ ODD: Final[dict[str, list[Any]]] = {
     "zone": [NAIVE.replace(microsecond=1, tzinfo=UTC)],
     "float16": [70_000, 0.1, 1],
     "date": [NAIVE, NAIVE + timedelta(hours=1)],
+    "date64": [NAIVE, NAIVE + timedelta(hours=1)],
     "enum": ["b", ""],
 }
 """Values that no column holds: between, beyond or next to those that it can."""
