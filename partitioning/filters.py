@@ -1,14 +1,15 @@
 """Bind filter terms to column types, and translate them into a Polars expression.
 
 A filter is an OR of ANDs of terms. Pruning (`partitioning.pruning`) and the exact row filter
-(`filter_expr`) use the same *bound* terms, so they cannot disagree:
+(`filter_expr`) use the same *bound* terms, so they agree:
 
 - a null matches `is null` only; it matches no comparison, not even `!=` and `not in`;
 - NaN matches `!=`, `not in` and `is not null` only. (Polars orders NaN above every number;
   statistics leave NaN out.)
 - a value between two values of the column's type (1.5 for an integer column, microseconds for
   a millisecond column) compares exactly, without rounding. Only for float16 and float32 columns
-  the value is first rounded to the column's type;
+  the value is first rounded to the column's type (pruning rounds it to the file's type, and then
+  takes `<` and `>` as `<=` and `>=`);
 - a time with a zone compares with zoned columns only, a time without a zone with naive columns.
 """
 

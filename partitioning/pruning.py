@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
 
 import pyarrow as pa
 
-from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
+from partitioning.filters import NANOSECONDS, Bound, Filter, Native, Term, bind, is_binary, is_text
 from partitioning.model import PartitionValue
 from partitioning.parquet_footer import BYTE_ARRAY, INT32, INT64, WIDTHS, FileSchema, Leaf
 from partitioning.thrift import Values
@@ -136,6 +136,22 @@ class PartitionFilter:
         )
 
 
+_OR_EQUAL: Final = {"<": "<=", ">": ">="}
+
+
+def _bind(term: Term, kind: pa.DataType) -> Bound:
+    """Return a term in native values of a file's type.
+
+    For float16 and float32 the value is rounded to that type, but rows are compared in the type of
+    the dataset, which may be wider: 0.1 in a file is above 0.1 in Float64. Rounding keeps the order
+    but for equal values, so these may match.
+    """
+    bound = bind(term, kind)
+    if pa.types.is_floating(kind) and kind.bit_width < 64:
+        return replace(bound, op=_OR_EQUAL.get(bound.op, bound.op))
+    return bound
+
+
 class StatisticsFilter:
     """Decides filter terms by the statistics of row groups, for a file schema."""
 
@@ -167,7 +183,7 @@ class StatisticsFilter:
         kinds = {name: types.field(name).type for name in types.names}
         self._groups = [
             [
-                bind(term, kinds.get(term.column, pa.null()))
+                _bind(term, kinds.get(term.column, pa.null()))
                 for term in group
                 if term.column not in partitions | declared
             ]

@@ -19,7 +19,7 @@ from partitioning import FilterError, Plan, PlanRequest, Term, filter_expr, plan
 from partitioning.filters import Bound, Filter
 from partitioning.pruning import Stats, may_match
 from tests.support.examples import fewer
-from tests.support.stores import DictReader, parquet, read
+from tests.support.stores import DictReader, ids, parquet, read
 
 NAIVE = datetime(2024, 1, 1)
 TIMES = st.integers(-3, 3).map(lambda h: NAIVE + timedelta(hours=h))
@@ -266,3 +266,39 @@ def test_a_term_that_does_not_fit_is_refused_naming_it(term: Term, message: str)
 def test_a_term_that_makes_no_sense_is_refused(op: str, value: Any, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         Term("x", op, value)
+
+
+WIDENED = {
+    "float16": [0.1, 0.7, 65504.0, math.inf, -math.inf, -0.1],
+    "float32": [0.1, 0.7, 3e38, math.inf, -math.inf, -0.1],
+}
+
+
+@pytest.mark.parametrize("rule", ["union", "first"])
+@pytest.mark.parametrize("op", ["<", "<=", ">", ">=", "==", "!="])
+@pytest.mark.parametrize("narrow", WIDENED)
+def test_narrow_floats_are_compared_in_the_type_of_the_dataset(
+    narrow: str, op: str, rule: str
+) -> None:
+    """Rounded to the file's type a value may equal those of rows that are above or below it."""
+    small = [np.dtype(narrow).type(value) for value in WIDENED[narrow]]
+    objects = {
+        "s3://b/t/a.parquet": parquet(ids(0, 1, x=pa.array([0.0], pa.float64()))),
+        "s3://b/t/b.parquet": parquet(
+            ids(1, 1 + len(small), x=pa.array(small, getattr(pa, narrow)())), 1
+        ),
+    }
+    rows = [0.0, *map(float, small)]
+    for value in (0.1, 0.7, -0.1, 1e300, -1e300, 0.0, math.inf):
+        term = Term("x", op, value)
+        request = PlanRequest("s3://b/t/", schema=rule, filter=((term,),))  # type: ignore[arg-type]
+        planned = plan_dataset(request, DictReader(objects)).plan
+        left = {
+            number
+            for chunk in planned.chunks()
+            for table in read(chunk, objects)
+            for number in table["id"].to_pylist()
+        }
+        kinds = {"x": pa.float64()}
+        matching = {i for i, x in enumerate(rows) if holds(term, {"x": x}, kinds)}
+        assert matching <= left, value
