@@ -218,11 +218,7 @@ class _Collector:
             self.finish()
 
     def finish(self) -> None:
-        """Add the waiting footers.
-
-        Raises:
-            FilterError: A filter value cannot be compared with its column's type.
-        """
+        """Add the waiting footers."""
         waiting, self._usual, self._chunks = self._usual, {}, 0
         for usual in waiting.values():
             self._add_usual(usual)
@@ -362,9 +358,6 @@ def read_footers(
         spec: Settings.
         group: The objects.
         progress: Called with the number of objects done, from time to time.
-
-    Raises:
-        FilterError: A filter value cannot be compared with its column's type.
     """
     collector = _Collector(spec)
     batch = collector.batch

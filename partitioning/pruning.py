@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from partitioning.errors import FilterError
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, Term, bind, is_binary, is_text
 from partitioning.model import PartitionValue
 from partitioning.parquet_footer import BYTE_ARRAY, INT32, INT64, WIDTHS, FileSchema, Leaf
@@ -139,14 +140,17 @@ class PartitionFilter:
 _OR_EQUAL: Final = {"<": "<=", ">": ">="}
 
 
-def _bind(term: Term, kind: pa.DataType) -> Bound:
-    """Return a term in native values of a file's type.
+def _bind(term: Term, kind: pa.DataType) -> Bound | None:
+    """Return a term in native values of a file's type; None if they cannot be compared.
 
     For float16 and float32 the value is rounded to that type, but rows are compared in the type of
     the dataset, which may be wider: 0.1 in a file is above 0.1 in Float64. Rounding keeps the order
     but for equal values, so these may match.
     """
-    bound = bind(term, kind)
+    try:
+        bound = bind(term, kind)
+    except FilterError:
+        return None
     if pa.types.is_floating(kind) and kind.bit_width < 64:
         return replace(bound, op=_OR_EQUAL.get(bound.op, bound.op))
     return bound
@@ -166,15 +170,15 @@ class StatisticsFilter:
     ) -> None:
         """Bind the terms.
 
+        A term that does not fit the file's type prunes nothing: whether it fits the type of the
+        dataset, and whether the file does, is known only when all files are.
+
         Args:
             filters: The whole filter.
             partitions: Hive columns, whose terms are decided elsewhere.
             types: Types that the file's columns are read as.
             schema: Schema in the footer.
             declared: Columns that are read as another type than the file's; any row may match.
-
-        Raises:
-            FilterError: A value cannot be compared with its column's type.
         """
         self._leaves = {
             leaf.column: leaf for leaf in schema.leaves if leaf.is_top and not leaf.is_repeated
@@ -183,9 +187,10 @@ class StatisticsFilter:
         kinds = {name: types.field(name).type for name in types.names}
         self._groups = [
             [
-                _bind(term, kinds.get(term.column, pa.null()))
+                bound
                 for term in group
                 if term.column not in partitions | declared
+                if (bound := _bind(term, kinds.get(term.column, pa.null()))) is not None
             ]
             for group in filters
         ]

@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitioning import FilterError, Plan, PlanRequest, Term, filter_expr, plan_dataset
+from partitioning import (
+    FilterError,
+    Plan,
+    PlanRequest,
+    SchemaMismatchError,
+    Term,
+    filter_expr,
+    plan_dataset,
+)
 from partitioning.filters import Bound, Filter
 from partitioning.pruning import Stats, may_match
 from tests.support.examples import fewer
@@ -302,3 +310,17 @@ def test_narrow_floats_are_compared_in_the_type_of_the_dataset(
         kinds = {"x": pa.float64()}
         matching = {i for i, x in enumerate(rows) if holds(term, {"x": x}, kinds)}
         assert matching <= left, value
+
+
+@pytest.mark.parametrize("rule", ["identical", "union", "first"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_files_of_another_type_are_named_although_the_filter_does_not_fit_them(
+    count: int, rule: str
+) -> None:
+    objects = {f"s3://b/t/{i:02}.parquet": parquet(ids(i, i + 1, x=[i])) for i in range(count)}
+    objects["s3://b/t/drifted.parquet"] = parquet(ids(99, 100, x=["99"]))
+    request = PlanRequest("s3://b/t/", schema=rule, filter=((Term("x", ">", 0),),))  # type: ignore[arg-type]
+    with pytest.raises(SchemaMismatchError) as caught:
+        plan_dataset(request, DictReader(objects))
+    assert "s3://b/t/00.parquet" in str(caught.value)
+    assert "s3://b/t/drifted.parquet" in str(caught.value)
