@@ -18,6 +18,9 @@ SPANS: Final = ("year", "month", "day", "hour")
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+"""First and last instant of the calendar."""
 _TEXT: Final = re.compile(
     r"(?P<year>\d{4})"
     r"(?:(?P<dash>-?)(?P<month>\d{2})"
@@ -41,11 +44,22 @@ class ParsedDate:
     offset: timedelta | None
     """Offset from UTC, if one was written."""
 
-    def begin(self, zone: ZoneInfo) -> datetime:
-        """Return the first instant, in UTC."""
-        if self.offset is None:
-            return instant(self.wall, zone)
-        return (self.wall - self.offset).replace(tzinfo=UTC)
+    def begin(self, zone: ZoneInfo, span: str) -> datetime:
+        """Return the first instant, in UTC.
+
+        Of a day, month or year that reaches beyond the calendar (years 1 to 9999), it is an instant
+        within the calendar.
+
+        Args:
+            zone: Time zone of a time without an offset.
+            span: Unit of time whose beginning is needed.
+
+        Raises:
+            OverflowError: The hour is outside the calendar.
+        """
+        if self.offset is not None:
+            return (self.wall - self.offset).replace(tzinfo=UTC)
+        return (instant if span == "hour" else _nearest)(self.wall, zone)
 
 
 def refine(coarse: ParsedDate, number: int) -> ParsedDate | None:
@@ -104,24 +118,27 @@ def _offset(text: str | None) -> timedelta | None:
 def instant(wall: datetime, zone: ZoneInfo) -> datetime:
     """Return the instant of a wall time: the first of two; for a skipped time, the clock change.
 
-    Outside the calendar (years 1 to 9999) it is the calendar's first or last instant.
+    Raises:
+        OverflowError: It is outside the calendar (years 1 to 9999, in UTC).
     """
+    moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    if _wall(moment, zone) == wall:
+        return moment
+    # A skipped time: fold 1 uses the offset after the change, which gives an earlier instant.
+    return _change(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
+
+
+def _nearest(wall: datetime, zone: ZoneInfo) -> datetime:
+    """Return the instant of a wall time; outside the calendar, its first or last instant."""
     try:
-        moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
-        if _wall(moment, zone) == wall:
-            return moment
-        # A skipped time: fold 1 uses the offset after the change, which gives an earlier instant.
-        return _change(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
+        return instant(wall, zone)
     except OverflowError:
-        return (datetime.min if wall.year == 1 else datetime.max).replace(tzinfo=UTC)
+        return _FIRST if wall.year == 1 else _LAST
 
 
 def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
-    """Return the wall time of an instant."""
-    try:
-        return moment.astimezone(zone).replace(tzinfo=None, fold=0)
-    except OverflowError:
-        return moment.replace(tzinfo=None)
+    """Return the wall time of an instant; raises OverflowError outside the calendar."""
+    return moment.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
 def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
@@ -138,12 +155,16 @@ def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
 
 
 def floor(moment: datetime, span: str, zone: ZoneInfo) -> datetime:
-    """Return the beginning (UTC) of an instant's hour, day, month or year."""
+    """Return the beginning (UTC) of an instant's hour, day, month or year.
+
+    Raises:
+        OverflowError: The instant, or its hour, is outside the calendar of the zone.
+    """
     if span == "hour":
         return _floor_hour(moment, zone)
-    begin = instant(_begin(_wall(moment, zone), span), zone)
+    begin = _nearest(_begin(_wall(moment, zone), span), zone)
     # If clocks go back over midnight, the repeated end of the previous day is part of the new day.
-    while (following := after(begin, span, zone)) <= moment:
+    while (following := after(begin, span, zone)) <= moment and following < _LAST:
         begin = following
     return begin
 
@@ -161,7 +182,10 @@ def _floor_hour(moment: datetime, zone: ZoneInfo) -> datetime:
 
 
 def after(begin: datetime, span: str, zone: ZoneInfo) -> datetime:
-    """Return the end of the hour, day, month or year that begins at an instant."""
+    """Return the end of the hour, day, month or year that begins at an instant.
+
+    The last one ends with the calendar.
+    """
     try:
         if span == "hour":
             return next(
@@ -170,11 +194,11 @@ def after(begin: datetime, span: str, zone: ZoneInfo) -> datetime:
                 if (moment := _floor_hour(begin + hours * _HOUR, zone)) > begin
             )
         wall = _begin(_wall(begin, zone), span)
-        while (moment := instant(wall := _following(wall, span), zone)) <= begin:
+        while (moment := _nearest(wall := _following(wall, span), zone)) <= begin:
             pass  # A day that a zone skipped when it crossed the date line.
         return moment
     except OverflowError:
-        return datetime.max.replace(tzinfo=UTC)
+        return _LAST
 
 
 def subtract(end: datetime, unit: str, count: int, zone: ZoneInfo) -> datetime:

@@ -187,10 +187,10 @@ class Windowing:
         end = floor(now.astimezone(UTC), self.grain, zone)
         count = int(match[1]) * (7 if match[2] == "w" else 1)
         try:
-            start = subtract(end, unit, count, zone)
+            start = floor(subtract(end, unit, count, zone), self.grain, zone)
         except OverflowError as error:
             raise WindowError(f"{span!r} begins before the year 1") from error
-        return tuple(self._tiles(floor(start, self.grain, zone), end))
+        return tuple(self._tiles(start, end))
 
     def of_values(self, values: Sequence[str]) -> tuple[Window, ...]:
         """Return the windows of some values, each once, sorted. Raises as `window_of`."""
@@ -232,15 +232,16 @@ class Windowing:
     def _range(self, text: str) -> tuple[datetime, datetime]:
         """Return the first instant of a date, and the first instant after it."""
         date, zone = self._parse_date(text), _zone(self.timezone)
-        begin = date.begin(zone)
         coarser = SPANS.index(date.resolution) < SPANS.index(self.grain)
         span = date.resolution if coarser else self.grain
-        low = floor(begin, span, zone)
+        try:
+            low = floor(date.begin(zone, span), span, zone)
+        except OverflowError:
+            raise self._outside_calendar(text) from None
         return low, after(low, span, zone)
 
     def _bound(self, text: str) -> datetime:
-        begin = self._parse_date(text).begin(_zone(self.timezone))
-        window = self._at(begin)
+        begin, window = self._locate(self._parse_date(text), text)
         if window.start != begin:
             raise WindowError(
                 f"{text!r} is within the {self.grain} {window.label}, not at its beginning"
@@ -253,7 +254,21 @@ class Windowing:
                 f"column {self.title!r} has the value {text!r}, a whole {date.resolution}: it "
                 f"does not fit windows of the grain {self.grain}"
             )
-        return self._at(date.begin(_zone(self.timezone)))
+        return self._locate(date, text)[1]
+
+    def _locate(self, date: ParsedDate, text: str) -> tuple[datetime, Window]:
+        """Return the first instant of a date, and its window."""
+        try:
+            begin = date.begin(_zone(self.timezone), self.grain)
+            return begin, self._at(begin)
+        except OverflowError:
+            raise self._outside_calendar(text) from None
+
+    def _outside_calendar(self, text: str) -> WindowError:
+        return WindowError(
+            f"{text!r} is in no {self.grain} of column {self.title!r}: it is outside of the years "
+            f"1 to 9999 in UTC or in {self.timezone}"
+        )
 
     def _parse_date(self, text: str) -> ParsedDate:
         date = parse_date(text)

@@ -266,3 +266,61 @@ def test_no_such_zone_and_no_such_grain() -> None:
         Windowing("ds", "day", "Europe/Berlim")
     with pytest.raises(WindowError, match=r"'week'.*hour, day, month, value"):
         Windowing("ds", "week")  # type: ignore[arg-type]
+
+
+# -- the ends of the calendar -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "grain", "zone", "label"),
+    [
+        ("9999-12-31T23", "day", "America/New_York", "9999-12-31"),
+        ("9999-12-31T23", "month", "America/New_York", "9999-12"),
+        ("9999-12-31T18", "hour", "America/New_York", "9999-12-31T18"),
+        ("9999-12-31", "day", "Pacific/Kiritimati", "9999-12-31"),
+        ("9999-12-31T22Z", "hour", "Europe/Berlin", "9999-12-31T23"),
+        ("9999-12-31T23", "hour", "UTC", "9999-12-31T23"),
+        ("0001-01-01", "day", "Asia/Kolkata", "0001-01-01"),
+        ("0001-01-01T00", "day", "Europe/Berlin", "0001-01-01"),
+        ("0001-01-01T01", "hour", "Europe/Berlin", "0001-01-01T01"),
+        ("0001-01-01", "day", "America/New_York", "0001-01-01"),
+        ("0001-01-01T00", "hour", "UTC", "0001-01-01T00"),
+    ],
+)
+def test_windows_at_the_ends_of_the_calendar(raw: str, grain: str, zone: str, label: str) -> None:
+    rule = Windowing("ds", grain, zone)  # type: ignore[arg-type]
+    window = rule.window_of(raw)
+    assert window.label == label
+    assert hours(window) > 0
+    assert rule.parse(label) == window
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "Etc/GMT-5", "America/New_York", "Etc/GMT+5"])
+@pytest.mark.parametrize("day", ["0001-01-01", "9999-12-31"])
+@pytest.mark.parametrize("grain", ["hour", "day", "month"])
+def test_no_hour_at_the_ends_of_the_calendar_is_in_a_wrong_window(
+    grain: str, day: str, zone: str
+) -> None:
+    rule = Windowing("ds", grain, zone)  # type: ignore[arg-type]
+    for hour in range(24):
+        for end in ("", "Z"):
+            value = f"{day}T{hour:02}{end}"
+            try:
+                label = rule.window_of(value).label
+            except WindowError as error:
+                assert "'ds'" in str(error) and repr(value) in str(error)
+                assert end or grain == "hour"
+            else:
+                wall = datetime.fromisoformat(value)
+                wall = wall.astimezone(ZoneInfo(zone)) if end else wall
+                assert wall.isoformat().startswith(label[:13])
+    with pytest.raises(WindowError):
+        rule.between(f"{day}T23", f"{day}T22")
+
+
+def test_a_span_that_begins_before_the_calendar_is_refused() -> None:
+    for zone in ZONES:
+        for grain, span in (("hour", "24h"), ("day", "1d"), ("month", "1mo")):
+            rule = Windowing("ds", grain, zone)  # type: ignore[arg-type]
+            with pytest.raises(WindowError, match="before the year 1"):
+                rule.last(span, datetime(1, 1, 1, 13, tzinfo=UTC))
