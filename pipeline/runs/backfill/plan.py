@@ -432,8 +432,25 @@ class Drafting:
 
 
 def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
+    for window in (first, last):
+        _refuse_as_bound(window)
     assert isinstance(first.start, datetime) and last.end is not None, "time windows"
     return list(rule.between(first.start.isoformat(), last.end.isoformat()))
+
+
+def _refuse_as_bound(window: Window) -> None:
+    """Refuse a window of the input as the bound of a range if it stands for no date.
+
+    Years 1 and 9999 mean "unknown" or "never"; a range from or to them has millions of windows.
+
+    Raises:
+        UsageError: The window is in the first or the last year of the calendar.
+    """
+    if window.label[:4] in ("0001", "9999"):
+        raise UsageError(
+            f"the input has the window {window.label}: a range cannot begin or end there",
+            hint="name both bounds: --from and --to",
+        )
 
 
 def _bounds(
@@ -442,7 +459,8 @@ def _bounds(
     """Return the bounds of a range; one that was not given is that of the input.
 
     Raises:
-        UsageError: The input has no window at or after the start, or before the end.
+        UsageError: The input has no window at or after the start, or before the end, or the bound
+            of the input is no date.
     """
     if rule.grain == "value" or (asked.start and asked.end):
         return asked.start or "the first", asked.end or "the last"
@@ -456,6 +474,7 @@ def _bounds(
             f"{last.label}",
             hint="windows that do not exist yet need both bounds, and --allow-missing",
         )
+    _refuse_as_bound(last if asked.start else first)
     return asked.start or first.start.isoformat(), asked.end or last.end.isoformat()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -416,6 +417,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(world: Days) -> No
         world.draft(world.job(output={"uri": world.output, "mode": "append"}), reprocess="all")
     assert not (world.root / "out").exists()
     assert not (world.root / "out.chunkmap").exists()
+
+
+@pytest.mark.parametrize("day", [date.min, date.max])
+def test_a_window_that_stands_for_no_date_is_no_bound(world: Days, day: date) -> None:
+    """From or to it a range would have millions of windows, of which nobody has typed a bound."""
+    world.write([day])
+    before, later = WindowSelection(end="2024-02-28"), WindowSelection(start="2024-02-28")
+    open_range, known = (before, later) if day == date.min else (later, before)
+    for selection in (None, open_range):
+        with pytest.raises(UsageError, match=f"the window {day}") as refused:
+            world.draft(world.job(), selection)
+        assert "--from and --to" in str(refused.value.hint)
+    assert world.draft(world.job(), known).record.windows
+    assert world.draft(world.job(), WindowSelection(values=(str(day),))).record.windows == 1
 
 
 def test_an_id_that_does_not_exist(world: Days) -> None:
