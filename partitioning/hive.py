@@ -44,6 +44,8 @@ class Hive:
     """Values of all objects, for each name."""
     raws: tuple[list[str], ...]
     """Raw texts of the values, which identify partitions."""
+    missing: tuple[list[bool], ...]
+    """Whether a column is not in the path of an object, which is then null."""
 
     def fields(self) -> list[pa.Field]:
         """Return the Arrow fields, which follow the files' columns."""
@@ -52,9 +54,9 @@ class Hive:
     def take(self, order: Sequence[int]) -> Hive:
         """Return the values of some objects, in this order."""
         columns = tuple([column[i] for i in order] for column in self.columns)
-        return Hive(
-            self.names, self.types, columns, tuple([raws[i] for i in order] for raws in self.raws)
-        )
+        raws = tuple([own[i] for i in order] for own in self.raws)
+        missing = tuple([own[i] for i in order] for own in self.missing)
+        return Hive(self.names, self.types, columns, raws, missing)
 
 
 def parse(
@@ -91,7 +93,7 @@ def parse(
     if not lenient:
         _check(directories, distinct, uris, names)
     _check_declared(declared, names)
-    types, columns, raw_columns = [], [], []
+    types, columns, raw_columns, missing = [], [], [], []
     for name in names:
         raws = {d: values.get(name, NULL_VALUE) for d, values in distinct.items()}
         texts = {raw: unquote(raw) for raw in raws.values() if raw != NULL_VALUE}
@@ -106,7 +108,8 @@ def parse(
         types.append(kind)
         columns.append([values.get(raws[d]) for d in directories])
         raw_columns.append([raws[d] for d in directories])
-    return Hive(tuple(names), tuple(types), tuple(columns), tuple(raw_columns))
+        missing.append([name not in distinct[d] for d in directories])
+    return Hive(tuple(names), tuple(types), tuple(columns), tuple(raw_columns), tuple(missing))
 
 
 def _ordered_names(distinct: Mapping[str, Mapping[str, str]]) -> list[str]:

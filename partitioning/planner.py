@@ -16,7 +16,13 @@ import polars as pl
 import pyarrow as pa
 
 from partitioning.dtypes import arrow_schema_of, parse_type, polars_schema_of, unpack_schema
-from partitioning.errors import BadObjectsError, ColumnError, FilterError, PlanningError
+from partitioning.errors import (
+    BadObjectsError,
+    ColumnError,
+    FilterError,
+    PlanningError,
+    SchemaMismatchError,
+)
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
@@ -118,7 +124,7 @@ def plan_dataset(
     snapshot = take_snapshot(
         listing, lenient=request.schema == "union", hive_types=dict(request.hive_types)
     )
-    live = _prune(request, snapshot)
+    live, unsure = _prune(request, snapshot)
     changes, here, there = compare(snapshot, previous)
     if request.changed_only and previous is not None:
         left = here[snapshot.status[here] == Status.PLANNED]
@@ -128,6 +134,7 @@ def plan_dataset(
     if previous is not None and previous.input.get("read_key") == read_key:
         reused = reuse(snapshot, previous, here, there, rules_of(request).cut_from)
     footers = _Footers(request, reader, snapshot, live, mapper=mapper, progress=progress)
+    footers.check_pruned(unsure)
     footers.read()
     schema, dtypes, shadowed = footers.check()
     starts, owner, groups = snapshot.ordered_groups()
@@ -170,10 +177,15 @@ def _sample_schema(request: PlanRequest, reader: Reader, listing: Listing) -> pl
     return None
 
 
-def _prune(request: PlanRequest, snapshot: Snapshot) -> list[tuple[int, ...]]:
-    """Mark objects that the partition values exclude; return the live filter groups of each."""
+def _prune(request: PlanRequest, snapshot: Snapshot) -> tuple[list[tuple[int, ...]], Ints]:
+    """Mark objects that the partition values exclude.
+
+    Returns:
+        The live filter groups of each object, and the objects that are excluded only because a
+        column is not in their path.
+    """
     if not request.filter:
-        return [()] * len(snapshot)
+        return [()] * len(snapshot), np.zeros(0, np.int64)
     types = dict(zip(snapshot.hive.names, snapshot.hive.types, strict=True))
     decide = PartitionFilter(request.filter, types)
     live: list[tuple[int, ...]] = []
@@ -183,8 +195,12 @@ def _prune(request: PlanRequest, snapshot: Snapshot) -> list[tuple[int, ...]]:
             live.append(live[-1])
         else:
             live.append(decide.live(snapshot.partition_values(index)))
-    snapshot.status[[not groups for groups in live]] = Status.PRUNED
-    return live
+    pruned = np.array([not groups for groups in live])
+    snapshot.status[pruned] = Status.PRUNED
+    missing = np.array(snapshot.hive.missing, bool).reshape(-1, len(snapshot)).any(axis=0)
+    candidates = np.flatnonzero(pruned & missing).tolist()
+    unsure = [index for index in candidates if decide.live(snapshot.path_values(index))]
+    return live, np.array(unsure, np.int64)
 
 
 def _read_key(request: PlanRequest, snapshot: Snapshot) -> dict[str, Any]:
@@ -251,6 +267,16 @@ class _Footers:
                 self._take(np.array([index]), None)
         self._handle_bad()
 
+    def check_pruned(self, objects: Ints) -> None:
+        """Check the files of objects that are pruned because a column is not in their path.
+
+        Raises:
+            SchemaMismatchError: The column is in a file.
+        """
+        self._take(objects, self._mapper)
+        self._refuse_split_columns()
+        self._snapshot.forget(objects)  # Pruned objects have no part in the dataset's schema.
+
     def _handle_bad(self) -> None:
         self.bad.sort()
         if not self.bad:
@@ -301,6 +327,7 @@ class _Footers:
         Raises:
             SchemaMismatchError, ColumnError, FilterError: As in `plan_dataset`.
         """
+        self._refuse_split_columns()
         request = self._request
         declared = {name: parse_type(text) for name, text in request.types}
         files = resolve(self._variants(), request.schema, declared)
@@ -315,6 +342,25 @@ class _Footers:
         for term in (t for group in request.filter for t in group):
             bind(term, schema.field(term.column).type)
         return schema, dtypes, shadowed
+
+    def _refuse_split_columns(self) -> None:
+        """Refuse a column that is in the path of some objects and in the files of others.
+
+        The rows of the others would have nulls in it.
+        """
+        snapshot = self._snapshot
+        if not any(map(any, snapshot.hive.missing)):
+            return
+        columns = [set(unpack_schema(schema)[0]) for schema in snapshot.schemas]
+        for name, missing in zip(snapshot.hive.names, snapshot.hive.missing, strict=True):
+            having = [kind for kind, names in enumerate(columns) if name in names]
+            split = np.flatnonzero(np.array(missing) & np.isin(snapshot.schema, having))
+            if len(split):
+                other = snapshot.infos[missing.index(False)].uri
+                raise SchemaMismatchError(
+                    f"column {name!r} is in the path of {other}, but in the file of "
+                    f"{snapshot.infos[split[0]].uri}, whose rows would be null"
+                )
 
     def _add_object_column(self, own: dict[str, pl.DataType]) -> None:
         name = self._request.object_column

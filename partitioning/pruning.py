@@ -128,12 +128,16 @@ class PartitionFilter:
         ]
 
     def live(self, values: dict[str, PartitionValue]) -> tuple[int, ...]:
-        """Return the groups of the filter that an object with these values may match."""
+        """Return the groups of the filter that an object may match.
+
+        Args:
+            values: Hive values of the object; one that is left out may be any.
+        """
         native = {name: partition_native(value) for name, value in values.items()}
         return tuple(
             index
             for index, group in enumerate(self._groups)
-            if all(matches(bound, native[bound.column]) for bound in group)
+            if all(b.column not in native or matches(b, native[b.column]) for b in group)
         )
 
 

@@ -100,6 +100,20 @@ class Snapshot:
         """Return an object's Hive values."""
         return {n: c[index] for n, c in zip(self.hive.names, self.hive.columns, strict=True)}
 
+    def path_values(self, index: int) -> dict[str, PartitionValue]:
+        """Return the Hive values that are in an object's path; others are null."""
+        hive = self.hive
+        return {
+            name: values[index]
+            for name, values, missing in zip(hive.names, hive.columns, hive.missing, strict=True)
+            if not missing[index]
+        }
+
+    def forget(self, objects: Ints) -> None:
+        """Forget the footers of objects, as if they had not been read."""
+        self.schema[objects] = self.counts[objects] = -1
+        self.footer_size[objects] = 0
+
     def add(self, objects: Ints, batch_schemas: list[bytes], figures: dict[str, Ints],
             groups: Groups) -> None:  # fmt: skip
         """Add the footers of some objects; their row groups are in the same order."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from datetime import date
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from partitioning import FilterError, Plan, PlanRequest, SchemaMismatchError, Term, plan_dataset
+from partitioning import (
+    Filter,
+    FilterError,
+    Plan,
+    PlanRequest,
+    SchemaMismatchError,
+    Term,
+    plan_dataset,
+)
 from partitioning.dtypes import file_types, polars_schema_of
 from tests.support.stores import DictReader, parquet
 
@@ -115,3 +125,43 @@ def test_a_column_that_an_object_lacks_is_null_to_the_filter() -> None:
     assert [f.uri for c in lacking.chunks() for f in c.fragments] == ["s3://b/t/0.parquet"]
     with pytest.raises(FilterError, match="has no column 'd' to filter by"):
         plan(*tables, schema="union", filter=((Term("d", "is null"),),))
+
+
+NEW = {"s3://b/t/ds=2024-01-02/new.parquet": parquet(pa.table({"a": [1]}))}
+AFTER = (Term("ds", ">=", date(2024, 1, 1)),)
+
+
+@pytest.mark.parametrize("filters", [(), (AFTER,), ((Term("ds", "is null"),),)])
+def test_a_column_in_paths_and_in_files_is_refused(filters: Filter) -> None:
+    """Rows of the file would be null in the column, and a filter would leave them out."""
+    old = parquet(pa.table({"a": [2], "ds": [date(2024, 1, 1)]}))
+    reader = DictReader({"s3://b/t/old.parquet": old, **NEW})
+    request = PlanRequest("s3://b/t/", schema="union", filter=filters)
+    with pytest.raises(SchemaMismatchError, match="'ds'") as caught:
+        plan_dataset(request, reader)
+    assert "s3://b/t/ds=2024-01-02/new.parquet" in str(caught.value)
+    assert "s3://b/t/old.parquet" in str(caught.value)
+
+
+def test_an_object_without_a_column_of_paths_is_pruned_as_null() -> None:
+    """Its file is read to be sure, and has no part in the schema."""
+    old = {"s3://b/t/old.parquet": parquet(pa.table({"a": ["text"], "other": [2]}))}
+    request = PlanRequest("s3://b/t/", schema="union", filter=(AFTER,))
+    result = plan_dataset(request, DictReader({**old, **NEW}))
+    assert (result.explain.objects_pruned, result.explain.footers_read) == (1, 2)
+    assert result.plan.schema.names == ["a", "ds"]
+    again = plan_dataset(request, DictReader({**old, **NEW}), previous=result.plan)
+    assert again.plan.to_bytes() == result.plan.to_bytes()
+    nothing = replace(request, filter=((Term("ds", "==", date(2020, 1, 1)),),))
+    assert plan_dataset(nothing, DictReader({**old, **NEW})).plan.rows == 0
+
+
+def test_an_object_that_its_path_excludes_is_not_read() -> None:
+    objects = {
+        "s3://b/t/region=eu/old.parquet": b"no Parquet, and nobody looks",
+        "s3://b/t/region=us/ds=2024-01-02/new.parquet": parquet(pa.table({"a": [1]})),
+    }
+    filters = ((Term("region", "==", "us"), *AFTER),)
+    request = PlanRequest("s3://b/t/", schema="union", filter=filters)
+    result = plan_dataset(request, DictReader(objects))
+    assert (result.explain.objects_pruned, result.explain.footers_read) == (1, 1)
