@@ -36,7 +36,8 @@ def read(
         filter: Condition on rows: an expression of Polars, or terms as in a job file, e.g.
             `[["ds", ">=", date(2024, 1, 1)]]`. Comparisons of columns with values leave out
             partitions and row groups when the run is planned; NaN matches `!=` only. What else an
-            expression says filters the rows of each chunk.
+            expression says, such as the order of texts that are no dates, filters the rows of each
+            chunk.
         columns: Columns that the function may use; default those that it needs.
         table: Prefix of a Delta table to read, instead of `uri`.
         options: Further keys of `input` in the job file, e.g. `hive_types`.

@@ -2,6 +2,9 @@
 
 What they cannot say is left over as an expression. A null matches no comparison, as in Polars; NaN
 matches `!=` and `not in` only, whereas Polars takes it as greater than all numbers.
+
+The order of texts is left over, except of dates: of an Enum, Polars compares the positions of the
+categories, terms compare texts, and the type of a column is not known here.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from math import isnan
 from operator import and_
 from typing import TYPE_CHECKING, Any
 
+from partitioning.calendar import parse_date
 from partitioning.filters import Filter, Term
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ def _groups(expression: pl.Expr, *, negated: bool) -> Groups | None:
 def _comparison(left: pl.Expr, operator: str, right: pl.Expr, *, negated: bool) -> Groups | None:
     if _column(left) is None:
         left, right, operator = right, left, _FLIPPED[operator]
-    column, value = _column(left), _literal(right)
+    column, value = _column(left), _literal(right, is_ordered=operator not in ("==", "!="))
     if column is None or value is None:
         return None
     return [[Term(column, _NEGATED[operator] if negated else operator, value)]]
@@ -111,7 +115,7 @@ def _function(expression: pl.Expr, function: Any, *, negated: bool) -> Groups | 
             return None
         return [[Term(column, "not in" if negated else "in", values)]]
     if "IsBetween" in boolean:
-        low, high = _literal(children[1]), _literal(children[2])
+        low, high = (_literal(bound, is_ordered=True) for bound in children[1:3])
         bounds = _BOUNDS.get(str(boolean["IsBetween"].get("closed")))
         if low is None or high is None or bounds is None:
             return None
@@ -146,9 +150,16 @@ def _column(expression: pl.Expr) -> str | None:
     return about if kind == "Column" and isinstance(about, str) else None
 
 
-def _literal(expression: pl.Expr) -> Any:
-    """Return the value of a literal that a term can hold; None for others."""
+def _literal(expression: pl.Expr, *, is_ordered: bool) -> Any:
+    """Return the value of a literal that a term can hold; None for others.
+
+    Args:
+        expression: The literal.
+        is_ordered: Whether the term says what is less or greater than the value.
+    """
     value = _evaluated(expression)
+    if is_ordered and isinstance(value, str) and not ("-" in value and parse_date(value)):
+        return None
     return value if _is_plain(value) else None
 
 
@@ -165,8 +176,21 @@ def _evaluated(expression: pl.Expr) -> Any:
 
     if expression.meta.root_names() or _root(expression)[0] not in ("Literal", "Cast"):
         return None
-    frame = pl.select(expression)
-    return frame.item() if frame.height == 1 else frame.to_series()
+    series = pl.select(expression).to_series()
+    if _is_finer_than_python(series):
+        return None
+    return series.item() if len(series) == 1 else series
+
+
+def _is_finer_than_python(series: pl.Series) -> bool:
+    """Whether times have nanoseconds that Python would cut off."""
+    import polars as pl
+
+    if isinstance(series.dtype, pl.List | pl.Array):
+        series = series.explode()
+    if not (isinstance(series.dtype, pl.Datetime) and series.dtype.time_unit == "ns"):
+        return False
+    return bool((series.dt.nanosecond() % 1_000 != 0).any())
 
 
 def _is_plain(value: Any) -> bool:

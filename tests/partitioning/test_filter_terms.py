@@ -98,3 +98,46 @@ def test_many_alternatives_are_not_multiplied_out() -> None:
 
 def test_a_filter_of_one_term() -> None:
     assert split_filter(d >= date(2024, 1, 1)) == (((Term("d", ">=", date(2024, 1, 1)),),), None)
+
+
+SEVERITY = pl.Enum(["low", "medium", "high"])
+sev = pl.col("sev")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        sev >= "medium",
+        pl.lit("medium") <= sev,
+        ~(sev < "medium"),
+        sev.is_between(pl.lit("medium"), pl.lit("high")),
+        sev > pl.lit("low", dtype=SEVERITY),
+        (sev > "low") & (n > 0),
+        (sev == "high") | (sev == "medium"),
+    ],
+    ids=str,
+)
+def test_an_enum_is_compared_in_the_order_of_its_categories(expression: pl.Expr) -> None:
+    """Of texts, `medium` is after `high` and `low`."""
+    frame = pl.DataFrame(
+        {"n": [1, 2, 3], "sev": pl.Series(["low", "medium", "high"], dtype=SEVERITY)}
+    )
+    terms, rest = split_filter(expression)
+    kept = frame.filter(filter_expr(terms, pa.schema(frame.to_arrow().schema)))
+    assert (kept if rest is None else kept.filter(rest))["n"].to_list() == [2, 3]
+
+
+def test_texts_of_dates_are_ordered_by_terms() -> None:
+    for text in ("2024-01", "2024-01-02", "2024-01-02T05:00:00+01:00", "2024-01-02 05:00"):
+        assert split_filter(pl.col("ds") >= text) == (((Term("ds", ">=", text),),), None)
+
+
+def test_nanoseconds_are_not_cut_off() -> None:
+    start = pl.lit(1_704_110_400_000_000_000).cast(pl.Datetime("ns"))
+    assert split_filter(t >= start)[0] == ((Term("t", ">=", datetime(2024, 1, 1, 12)),),)
+    finer = pl.lit(1_704_110_400_000_000_001).cast(pl.Datetime("ns"))
+    several = pl.Series([1, 2_000], dtype=pl.Datetime("ns"))
+    for expression in (t >= finer, t == finer, t.is_between(start, finer), t.is_in(several)):
+        terms, rest = split_filter(expression)
+        assert terms == ()
+        assert rest is not None
