@@ -459,9 +459,11 @@ def parse_schema(raw: bytes) -> FileSchema:
     columns = tuple(tree.children())
     if tree.at != len(elements):
         raise Contradiction(f"its schema has {len(elements)} elements, but its tree {tree.at}")
-    if len(set(columns)) < len(columns):
-        twice = next(name for name in columns if columns.count(name) > 1)
-        raise Contradiction(f"column {twice!r} occurs twice")
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            raise Contradiction(f"column {name!r} occurs twice")
+        seen.add(name)
     return FileSchema(tuple(tree.leaves), columns, raw, tuple(tree.newer))
 
 

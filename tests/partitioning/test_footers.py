@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,8 @@ from partitioning import (
     plan_dataset,
 )
 from partitioning.footers import FooterGroup, FooterSpec, footer_length, read_footers
-from partitioning.parquet_footer import BadFooter
+from partitioning.parquet_footer import BadFooter, Contradiction, parse_schema
+from tests.fuzz.thrift_tree import BINARY, I32, LIST, STRUCT, Node, write_tree
 from tests.support.stores import DictReader, dataset, ids, parquet
 
 GOOD = parquet(ids(0, 10), 4)
@@ -182,3 +184,17 @@ def test_no_object_is_no_parquet() -> None:
     with pytest.raises(NoParquetError, match="no object at s3://b/none/"):
         plan_dataset(PlanRequest("s3://b/none/"), DictReader({}))
     assert ObjectInfo("s3://b/a", "e", 1).size == 1
+
+
+def test_a_column_that_occurs_twice_is_found_in_proportion_to_the_columns() -> None:
+    names = [str(number) for number in range(40_000)]
+    root = Node(STRUCT, ((4, Node(BINARY, b"root")), (5, Node(I32, len(names) + 1))))
+    columns = [
+        Node(STRUCT, ((1, Node(I32, 2)), (3, Node(I32, 0)), (4, Node(BINARY, name.encode()))))
+        for name in [*names, names[-1]]
+    ]
+    raw = write_tree(Node(LIST, tuple(enumerate([root, *columns])), STRUCT))
+    begun = time.process_time()
+    with pytest.raises(Contradiction, match="column '39999' occurs twice"):
+        parse_schema(raw)
+    assert time.process_time() - begun < 5
