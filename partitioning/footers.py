@@ -31,10 +31,12 @@ from partitioning.model import ObjectInfo
 from partitioning.page_index import is_indexed
 from partitioning.parquet_footer import (
     END,
+    MAX_VALUES,
     BadFooter,
     FileSchema,
     FooterSelection,
     Leaf,
+    RowGroup,
     parse_footer,
 )
 from partitioning.pruning import FindClaims, StatisticsFilter
@@ -163,6 +165,11 @@ class _Layout:
         """Leaves that are read."""
         self.wanted = [leaf.index for leaf in self.leaves]
 
+    def decoded_bytes(self, group: RowGroup) -> int:
+        """Return the estimated bytes of a row group in memory."""
+        sizes = self.sizes
+        return round(sum(column_bytes(sizes[c.leaf.index], group.rows, c) for c in group.columns))
+
     def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
         """Whether a row group may have a matching row; see `StatisticsFilter.keeps`."""
         if self._filter is None:
@@ -244,7 +251,7 @@ class _Collector:
         start = 0
         for (item, footer), is_good in zip(usual, are_good.tolist(), strict=True):
             stop = start + footer.count
-            if is_good:
+            if is_good and max(decoded[start:stop]) <= MAX_VALUES:
                 self._add_object(item, layout, footer.count)
                 batch.rows.extend(rows[start:stop])
                 batch.stored.extend(stored[start:stop])
@@ -265,6 +272,10 @@ class _Collector:
         try:
             footer = parse_footer(item.data, item.info.size, self._selection)
             layout = self._layout(footer.schema, footer.arrow_schema)
+            decoded = [layout.decoded_bytes(group) for group in footer.groups]
+            if max(decoded, default=0) > MAX_VALUES:
+                reason = f"a row group claims to decode to {max(decoded):,} bytes"
+                raise BadFooter(item.start, reason)
         except BadFooter as bad:
             self.batch.errors.append((item.position, *bad.args))
             return
@@ -273,14 +284,10 @@ class _Collector:
             return
         self._add_object(item, layout, len(footer.groups))
         batch = self.batch
+        batch.decoded.extend(decoded)
         for group in footer.groups:
             batch.rows.append(group.rows)
             batch.stored.append(sum(column.compressed for column in group.columns))
-            decoded = sum(
-                column_bytes(layout.sizes[column.leaf.index], group.rows, column)
-                for column in group.columns
-            )
-            batch.decoded.append(round(decoded))
             batch.kept.append(layout.keeps(group.rows, group.claims, footer.created_by, item.live))
             batch.indexed.append(
                 all(is_indexed(c.leaf, c.codec, c.index_length) for c in group.columns if c.values)

@@ -313,8 +313,8 @@ class _Walk:
 
         found, at = read_struct(data, at, {1: Hook(read_columns), 3: INTEGER})
         rows = found.get(3, -1)
-        if rows < 0:
-            raise Contradiction(f"row group {self._count} has {rows} rows")
+        if not 0 <= rows <= MAX_VALUES:
+            raise Contradiction(f"row group {self._count} has {rows:,} rows")
         assert self._schema is not None, "row groups without a schema are refused"
         if len(columns) != len(self._schema.leaves):
             raise Contradiction(

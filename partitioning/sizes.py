@@ -34,7 +34,13 @@ import pyarrow as pa
 from partitioning.dtypes import arrow_type
 from partitioning.filters import is_binary, is_text
 from partitioning.footer_arrays import ColumnArrays, Ints
-from partitioning.parquet_footer import FIXED_LEN_BYTE_ARRAY, ColumnChunk, FileSchema, Leaf
+from partitioning.parquet_footer import (
+    FIXED_LEN_BYTE_ARRAY,
+    MAX_VALUES,
+    ColumnChunk,
+    FileSchema,
+    Leaf,
+)
 
 _VIEW: Final = 16
 _INLINE: Final = 12
@@ -115,7 +121,10 @@ def _width(kind: pa.DataType) -> tuple[float, bool]:
 def row_group_bytes(
     sizes: Sequence[LeafSize], columns: ColumnArrays, wanted: Sequence[int]
 ) -> Ints:
-    """Return the decoded bytes of row groups: the sum of `column_bytes` of the wanted leaves."""
+    """Return the decoded bytes of row groups: the sum of `column_bytes` of the wanted leaves.
+
+    Above `MAX_VALUES` it is `MAX_VALUES` + 1, since an integer of 64 bits may not hold the sum.
+    """
     leaves = [sizes[index] for index in wanted]
     width = np.array([size.width for size in leaves])
     offsets = np.array([size.offsets for size in leaves], np.int64)
@@ -125,7 +134,7 @@ def row_group_bytes(
     value_bytes = np.where(columns.has_dictionary[:, wanted], stored, plain)
     decoded = values * width + 8 * columns.rows[:, np.newaxis] * offsets
     decoded = decoded + np.where(buffers, value_bytes, 0)
-    total: Ints = np.rint(decoded.sum(axis=1)).astype(np.int64)
+    total: Ints = np.rint(np.minimum(decoded.sum(axis=1), MAX_VALUES + 1)).astype(np.int64)
     return total
 
 

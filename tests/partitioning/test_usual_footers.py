@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from partitioning import ObjectInfo, Tail, TailRequest, Term, footer_arrays
-from partitioning.footer_arrays import read_footer, read_varints
+from partitioning import ObjectInfo, Tail, TailRequest, Term, footer_arrays, footers
+from partitioning.footer_arrays import ColumnArrays, read_footer, read_varints
 from partitioning.footer_pattern import FooterMatcher
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.parquet_footer import BadFooter, Footer, FooterSelection, parse_footer
+from partitioning.parquet_footer import (
+    MAX_VALUES,
+    BadFooter,
+    Footer,
+    FooterSelection,
+    parse_footer,
+)
+from partitioning.sizes import LeafSize, row_group_bytes
 from partitioning.thrift import write_varint
 from tests.fuzz import corpus
 from tests.fuzz.changes import change_footer
-from tests.fuzz.thrift_tree import I64, Node, footer_of, replaced, with_footer
+from tests.fuzz.thrift_tree import (
+    BINARY,
+    I32,
+    I64,
+    LIST,
+    STRUCT,
+    Node,
+    footer_of,
+    replaced,
+    with_footer,
+)
 
 CORPUS = corpus.footers()
 
@@ -257,3 +276,51 @@ def test_the_smallest_column_chunks_are_left_to_the_parser() -> None:
     assert is_usual(plain)
     assert not is_usual(data)
     assert outcome(read({"a": data})) == outcome(by_parser({"a": data}))
+
+
+def test_rows_that_no_row_group_has_are_refused_though_no_column_is_there() -> None:
+    rows = 2**63 - 1
+    root = Node(STRUCT, ((4, Node(BINARY, b"root")), (5, Node(I32, 0))))
+    group = Node(STRUCT, ((1, Node(LIST, (), STRUCT)), (2, Node(I64, 0)), (3, Node(I64, rows))))
+    tree = Node(
+        STRUCT,
+        (
+            (1, Node(I32, 2)),
+            (2, Node(LIST, ((0, root),), STRUCT)),
+            (3, Node(I64, 2 * rows)),
+            (4, Node(LIST, ((0, group), (1, group)), STRUCT)),
+        ),
+    )
+    batch = read({"a": with_footer(CORPUS["no rows"], tree)})
+    ((_, _, reason),) = batch.errors
+    assert f"row group 0 has {rows:,} rows" in reason
+
+
+def test_sizes_that_no_integer_holds_are_refused() -> None:
+    """Values of 2 GiB each, as many as a row group may have."""
+    table = pa.table({"a": pa.array([b"x" * 16] * 3, pa.binary(16))})
+    data = corpus.by_pyarrow(table, use_dictionary=False, store_schema=False)
+    tree = replaced(footer_of(data), (2, 1, 2), Node(I32, 2**31 - 1))
+    for path in ((3,), (4, 0, 3), (4, 0, 1, 0, 3, 5), (4, 0, 1, 0, 3, 6)):
+        tree = replaced(tree, path, Node(I64, MAX_VALUES))
+    batch = read({"a": with_footer(data, tree)})
+    ((_, _, reason),) = batch.errors
+    assert re.search(r"claims to decode to [\d,]{25,} bytes", reason)
+
+
+def test_large_sizes_are_refused_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object is refused, and its neighbour of the same schema is not."""
+    files = {name: parquet_of({"a": list(range(n))}) for name, n in (("s", 10), ("m", 99))}
+    assert all(map(is_usual, files.values()))
+    monkeypatch.setattr(footers, "MAX_VALUES", 400)
+    assert outcome(read(files)) == outcome(by_parser(files))
+    ((position, _, reason),) = read(files).errors
+    assert position == 1
+    assert "claims to decode to 804 bytes" in reason
+
+
+def test_sums_beyond_an_integer_stay_above_the_maximum() -> None:
+    one, most = np.ones((1, 1), np.int64), np.full((1, 1), MAX_VALUES)
+    columns = ColumnArrays(one[0], most, most, one, one, one, np.zeros((1, 1), bool))
+    size = LeafSize(float(2**31), buffers=False, offsets=0)
+    assert row_group_bytes([size], columns, [0]).tolist() == [MAX_VALUES + 1]
