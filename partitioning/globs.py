@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from partitioning.errors import NoParquetError
+
 _MAGIC = re.compile(r"[*?[]")
 
 
@@ -25,6 +27,9 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
 
     `**/` matches any number of whole segments, `[!a]` any character but a. A `[` without `]` is
     literal.
+
+    Raises:
+        NoParquetError: A range of characters is reversed, as in `[z-a]`.
     """
     out: list[str] = []
     i = 0
@@ -49,7 +54,10 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
             continue
         out.append({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)))
         i += 1
-    return re.compile("".join(out), re.DOTALL)
+    try:
+        return re.compile("".join(out), re.DOTALL)
+    except re.error as error:
+        raise NoParquetError(f"no object can match the glob {pattern!r}: {error.msg}") from None
 
 
 def matches_any(patterns: tuple[str, ...], path: str) -> bool:

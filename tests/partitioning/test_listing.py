@@ -119,6 +119,20 @@ def test_glob_corners(pattern: str, yes: str, no: str) -> None:
     assert not compile_glob(pattern).fullmatch(no)
 
 
+@pytest.mark.parametrize(
+    ("uri", "options"),
+    [
+        ("s3://b/t/", {"include": ("*.pq", "part-[z-a].parquet")}),
+        ("s3://b/t/", {"exclude": ("part-[z-a].parquet",)}),
+        ("s3://b/t/part-[z-a].parquet", {}),
+    ],
+)
+def test_a_glob_that_nothing_can_match_is_named(uri: str, options: dict[str, Any]) -> None:
+    with pytest.raises(NoParquetError, match=r"part-\[z-a\]\.parquet': bad character range z-a"):
+        uris(store("t/a.parquet"), uri, **options)
+    assert uris(store("t[z-a]/a.parquet"), "s3://b/t[z-a]/") == ["s3://b/t[z-a]/a.parquet"]
+
+
 @pytest.mark.parametrize("key", ODD_KEYS)
 def test_any_key_survives_and_is_found_under_exactly_its_name(key: str) -> None:
     reader = store(*(f"t/{k}" for k in ODD_KEYS))
