@@ -176,7 +176,7 @@ def test_a_link_to_another_host_is_refused(world: Worlds) -> None:
 
 def test_a_link_header_that_cannot_be_read_does_not_end_the_pages(world: Worlds) -> None:
     it = world(20, by="link", script=lambda query, times: Reply(headers={"Link": "page 2"}))
-    with pytest.raises(SourceError, match="its Link header, .* cannot be read"):
+    with pytest.raises(SourceError, match=r"its Link header, .* cannot be read"):
         it.ingest()
     assert not it.table_log.manifest().commits
 
