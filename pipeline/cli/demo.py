@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pipeline.cli.hints import command
 from pipeline.cli.output import notes, print_json, say, show_commands, warn
 from pipeline.cli.run import run_job, show
 from pipeline.cli.status import verify
@@ -66,7 +67,8 @@ def _run(job: Job, stack: _Stack, environment: str | None, *, as_json: bool) -> 
         login = local.prefect_login(settings)
         page = ui_address(settings.prefect.api_url)
         _note(f"Prefect UI: {page} ({login})" if login else f"Prefect UI: {page}")
-    outcome = run_job(job, settings, "chunkmap demo", quiet=as_json)
+    again = command("demo", environment=environment)
+    outcome = run_job(job, settings, again, quiet=as_json)
     if not as_json:
         # The address is of no use once the server is stopped.
         show(outcome if stack.stays else replace(outcome, page=""))

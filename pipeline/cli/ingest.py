@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.hints import command, with_values
 from pipeline.cli.output import print_json, say, show_pairs, warn
 from pipeline.cli.progress_bar import LiveBar
 from pipeline.config.ingest import Ingest, load_ingest
@@ -56,8 +57,15 @@ def ingest(
     except BaseException as error:
         if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
             raise
+        # With the window: that of the file may be another one.
+        flags = with_values("--set", changes)
+        flags += with_values("--from", [start] if start is not None else [])
+        flags += with_values("--to", [end] if end is not None else [])
+        again = command(
+            "ingest", str(path), *flags, *["--refresh"] * refresh, environment=environment
+        )
         raise RunInterruptedError(
-            "interrupted: stored pages are kept", hint=f"go on with: chunkmap ingest {path}"
+            "interrupted: stored pages are kept", hint=f"go on with: {again}"
         ) from error
     remember_output(settings.state_dir, summary.output)
     show(summary, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.hints import command, with_values
 from pipeline.cli.output import bad, print_json, say, show_pairs, warn
 from pipeline.cli.run_progress import Display
 from pipeline.config.job import Job, load_job
@@ -64,9 +64,8 @@ def run(
         )
         if detach and _detach(job, settings, environment, resume, local=local, as_json=as_json):
             return
-        flags = [word for change in changes for word in ("--set", change)]
-        flags += ["--local"] if local else []
-        again = shlex.join(["chunkmap", "run", str(path), *flags])
+        flags = [*with_values("--set", changes), *["--accept-code"] * accept_code]
+        again = command("run", str(path), *flags, *["--local"] * local, environment=environment)
         began = command_started()
         outcome = run_job(job, settings, again, resume, quiet=as_json, began=began, workers=workers)
     show(outcome, as_json=as_json)
@@ -126,13 +125,13 @@ def _detach(
     remember_output(settings.state_dir, ledger.output)
     flags = {"--accept-code": resume.accept_code, "--take-over": resume.take_over}
     flags["--local"] = local
-    command = ["retry", ledger.run, "--output", ledger.output]
-    command += [flag for flag, is_set in flags.items() if is_set]
-    command += ["--environment", environment] if environment else []
+    arguments = ["retry", ledger.run, "--output", ledger.output]
+    arguments += [flag for flag, is_set in flags.items() if is_set]
+    arguments += ["--environment", environment] if environment else []
     started = start_detached(
         "run",
         ledger.run,
-        command,
+        arguments,
         settings,
         lambda: read_driver(storage, ledger.prefix),
         take_over=resume.take_over,
@@ -144,7 +143,7 @@ def _detach(
     show_detached(
         f"{job.name} · run {ledger.run}",
         started,
-        {word: f"chunkmap {word} {ledger.run}" for word in words},
+        {word: command(word, ledger.run, environment=environment) for word in words},
     )
     return True
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.hints import command
 from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, UsageError
@@ -49,7 +50,8 @@ def retry(
         ledger = _ledger(run, output, settings, open_storage(settings))
         if ledger.published() is not None:
             say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
-        again = f"chunkmap retry {ledger.run}" + (" --local" if local else "")
+        flags = [*["--failed"] * only_failed, *["--accept-code"] * accept_code]
+        again = command("retry", ledger.run, *flags, *["--local"] * local, environment=environment)
         resume = ResumeOptions(
             accept_code=accept_code, take_over=take_over, run=ledger.run, only_failed=only_failed
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.backfill.plan_view import plan_to_dict, show_plan
 from pipeline.cli.backfill.progress import BackfillDisplay
 from pipeline.cli.detached import show_detached, start_detached
+from pipeline.cli.hints import command
 from pipeline.cli.output import bad, notes, print_json, say, show_pairs, warn
 from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
@@ -248,7 +249,9 @@ def drive(
     if detach:
         _detach(store, settings, environment, resume, local=local, as_json=as_json)
         return
-    summary = _drive_here(store, settings, resume, local=local, quiet=as_json)
+    flags = [*["--accept-code"] * resume.accept_code, *["--local"] * local]
+    again = command("backfill", "resume", store.backfill, *flags, environment=environment)
+    summary = _drive_here(store, settings, resume, again, local=local, quiet=as_json)
     places = _places(store, settings)
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
 
@@ -263,20 +266,21 @@ def _detach(
     as_json: bool,
 ) -> None:
     backfill = store.backfill
-    command = ["backfill", "drive", backfill, "--output", store.output]
-    command += ["--again", json.dumps(asdict(resume))]
-    command += ["--environment", environment] if environment else []
-    command += ["--local"] if local else []
+    arguments = ["backfill", "drive", backfill, "--output", store.output]
+    arguments += ["--again", json.dumps(asdict(resume))]
+    arguments += ["--environment", environment] if environment else []
+    arguments += ["--local"] if local else []
     take_over = resume.take_over
     started = start_detached(
-        "backfill", backfill, command, settings, store.driver, take_over=take_over
+        "backfill", backfill, arguments, settings, store.driver, take_over=take_over
     )
     if as_json:
         print_json({"backfill": backfill, "output": store.output, **started})
         return
+    named = {word: (word, backfill) for word in ("pause", "resume", "cancel")}
     commands = {
-        "watch": f"chunkmap backfill status {backfill} --watch",
-        **{word: f"chunkmap backfill {word} {backfill}" for word in ("pause", "resume", "cancel")},
+        name: command("backfill", *words, environment=environment)
+        for name, words in {"watch": ("status", backfill, "--watch"), **named}.items()
     }
     show_detached(f"backfill {backfill}", started, commands)
 
@@ -302,10 +306,12 @@ def _drive_here(
     store: BackfillStore,
     settings: Settings,
     resume: BackfillResumeOptions,
+    again: str,
     *,
     local: bool = False,
     quiet: bool,
 ) -> BackfillSummary:
+    """Drive a backfill in this process; `again` is the command that resumes it, for the hint."""
     display = BackfillDisplay(quiet=quiet)
 
     def listen(progress: WindowProgress, phase: str) -> None:
@@ -335,8 +341,7 @@ def _drive_here(
             raise
         raise RunInterruptedError(
             "interrupted: completed chunks are kept",
-            hint=f"resume with: chunkmap backfill resume {store.backfill}"
-            + (" --local" if local else ""),
+            hint=f"resume with: {again}",
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.errors import PLANNING_HINTS
+from pipeline.cli.hints import command, with_values
 from pipeline.cli.output import bad, columns, out, print_json, say, warn
 from pipeline.cli.pipelines.display import PipelineDisplay, result_line
 from pipeline.cli.run import local_workers
@@ -68,11 +68,9 @@ class Request:
             params: NAME=VALUE of the parameters.
             more: Further options.
         """
-        words = ["chunkmap", "pipeline", word, str(self.path), *more]
-        words += [part for change in self.changes for part in ("--set", change)]
-        words += [part for param in params for part in ("--param", param)]
-        words += ["--environment", self.environment] if self.environment else []
-        return shlex.join(words)
+        values = [*with_values("--set", self.changes), *with_values("--param", params)]
+        words = ("pipeline", word, str(self.path), *more, *values)
+        return command(*words, environment=self.environment)
 
 
 def options(
