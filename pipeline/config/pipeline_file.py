@@ -24,6 +24,7 @@ import copy
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -154,6 +155,9 @@ def _has_type(kind: ParameterType, value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
+_WHOLE = re.compile(r"-?[0-9]+")
+
+
 def _parse_text(kind: ParameterType, text: str, today: date) -> Value:
     problem = ValueError(f"{text!r} is not {_NAMES[kind]}")
     if kind == "boolean" and text in ("true", "false"):
@@ -164,8 +168,9 @@ def _parse_text(kind: ParameterType, text: str, today: date) -> Value:
             return date.fromisoformat(text) if ago is None else today - timedelta(days=ago)
         if kind == "integer":
             return int(text)
-        if kind == "number" and math.isfinite(float(text)):
-            return float(text)
+        if kind == "number" and math.isfinite(number := float(text)):
+            # A whole one as in YAML and JSON: as 5.0 it would be another run than 5.
+            return int(text) if _WHOLE.fullmatch(text) else number
     except ValueError:
         raise problem from None
     raise problem

@@ -27,7 +27,7 @@ from pipeline.config.pipeline_file import (
     parse_pipeline,
     read_pipeline,
 )
-from pipeline.config.templates import fill_text
+from pipeline.config.templates import fill_text, text_of
 from pipeline.config.yaml_file import dump_yaml
 from pipeline.errors import JobError, LoadFileError, PipelineFileError
 
@@ -100,6 +100,17 @@ def test_the_same_parameters_are_the_same_run(tmp_path: Path) -> None:
     first = resolved(tmp_path)
     assert resolved(tmp_path, date=date(2024, 3, 1), limit=10).run == first.run
     assert resolved(tmp_path, limit=11).run != first.run
+
+
+@pytest.mark.parametrize("value", [5, -2, 0, 2.5, 5.0, 1e22, 1e-7])
+def test_a_number_as_text_is_the_same_run(value: float) -> None:
+    """As in the command that a hint names: in a template, `5.0` would be another text than `5`."""
+    head = LEAST + f"parameters: {{x: {{type: number, default: {value!r}}}}}\n"
+    source = parse_pipeline(head + "pipeline: [{call: 'a:b', params: {y: 'at {{ x }}'}}]\n")
+    default = source.resolve()
+    given = source.resolve({"x": text_of(default.parameters["x"])})
+    assert (given.run, given.label) == (default.run, default.label)
+    assert given.stages[0].definition == default.stages[0].definition
 
 
 def test_a_file_is_read_beside_the_pipeline(tmp_path: Path) -> None:
