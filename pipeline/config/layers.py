@@ -19,7 +19,7 @@ from pipeline.config.yaml_file import (
     dotted,
     known_keys,
     nearest,
-    parse_yaml,
+    parse_value,
     read_yaml,
 )
 from pipeline.errors import SettingsError
@@ -248,7 +248,7 @@ def _parse(text: str, annotation: Any, name: str) -> Any:
     if kind is tuple and not text.startswith("["):
         return [item.strip() for item in text.split(",") if item.strip()]
     if kind in (tuple, dict):
-        return parse_yaml(f"value: {text}", name, SettingsError).data["value"]
+        return parse_value(text, name, SettingsError)
     return text
 
 

@@ -95,7 +95,7 @@ def change_yaml(
 
     Raises:
         UsageError: As the given subclass: a change is not `key=value`, its value is not YAML, or
-            it names a key in something that is no mapping.
+            it names a key in something that is no mapping. Or a part of the value would be lost.
     """
     values = {}
     for change in changes:
@@ -104,7 +104,7 @@ def change_yaml(
         if not equals or not all(at):
             raise error(f"{option} {change} is not KEY=VALUE", hint=f"{option} params.rate=1.1")
         source = f"{option} {key.strip()}"
-        values[at] = (parse_yaml(f"value: {text}", source, error).data["value"], source)
+        values[at] = (parse_value(text, source, error), source)
     return set_values(file, values, error)
 
 
@@ -173,6 +173,32 @@ def parse_yaml(text: str, name: str, error: type[UsageError]) -> YamlFile:
     if not isinstance(data, dict):
         raise error(f"{name}: expected `key: value` lines at the top, found {_kind(data)}")
     return YamlFile(name, data, lines)
+
+
+def parse_value(text: str, name: str, error: type[UsageError]) -> Any:
+    """Parse a value that stands alone, in an option or a variable; `name` is for messages.
+
+    Raises:
+        UsageError: As the given subclass: it is not YAML, or YAML leaves out a part of it: a
+            comment such as in `#fff`, which would be null, or a further line.
+    """
+    line = f"value: {text}"
+    value = parse_yaml(line, name, error).data["value"]
+    loader = Loader(line)
+    try:
+        node = loader.get_single_node()
+    finally:
+        loader.dispose()
+    assert isinstance(node, yaml.MappingNode), "it was parsed as one"
+    left_out = line[node.value[0][1].end_mark.index :].strip()
+    if left_out:
+        what = "`#` begins a comment" if left_out.startswith("#") else "the value ends before that"
+        shown = MASK if is_secret_name(name) else _shown(left_out)
+        raise error(
+            f"{name}: YAML leaves out {shown}: {what}",
+            hint="quote the text for YAML, too, as in --set 'params.colour=\"#fff\"'",
+        )
+    return value
 
 
 def nearest(word: str, known: list[str]) -> str | None:

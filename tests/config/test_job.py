@@ -194,6 +194,10 @@ def test_values_are_set_from_outside(tmp_path: Path) -> None:
         ("retires=1", "--set retires: unknown key `retires`; did you mean `retries`?"),
         ("output.mode=erorr", "--set output.mode: `output.mode`: expected 'error', 'append'"),
         ("params.x=[1", "--set params.x:1: not YAML"),
+        ("params.colour=#fff", "--set params.colour: YAML leaves out '#fff': `#` begins a comment"),
+        ("params.text=one #2", "--set params.text: YAML leaves out '#2': `#` begins a comment"),
+        ("params.password=one #2", "--set params.password: YAML leaves out ********: `#`"),
+        ("params.text=one\nname: other", "YAML leaves out 'name: other': the value ends before"),
     ],
 )
 def test_wrong_values_from_outside_are_named(tmp_path: Path, change: str, complaint: str) -> None:
@@ -202,6 +206,24 @@ def test_wrong_values_from_outside_are_named(tmp_path: Path, change: str, compla
     with pytest.raises(JobError) as raised:
         load_job(path, [change])
     assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"#fff"', "#fff"),
+        ("a#b", "a#b"),
+        ("s3://b/a#b ", "s3://b/a#b"),
+        ("", None),
+        ('["#1", {a: "x #2"}]', ["#1", {"a": "x #2"}]),
+        ("|\n  select 1 # one\n  from t", "select 1 # one\nfrom t"),
+        ("\n  - a\n  - b", ["a", "b"]),
+    ],
+)
+def test_a_whole_value_is_set(tmp_path: Path, text: str, value: object) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB, encoding="utf-8")
+    assert load_job(path, [f"params.x={text}"]).params["x"] == value
 
 
 def test_a_date_and_its_text_are_other_parameters() -> None:
