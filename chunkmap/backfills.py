@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from chunkmap.driving import Stop, drive, drive_async
 from chunkmap.pages import pairs_html
 from chunkmap.places import current, settings_with
 from chunkmap.progress import Progress
 from chunkmap.results import Report
+from pipeline.config.job_part import check_limit
 from pipeline.config.units import parse_size
+from pipeline.config.yaml_file import explain_error
 from pipeline.errors import ConflictError, RunInterruptedError, UsageError
 from pipeline.report.humanize import plural
 
@@ -20,11 +24,47 @@ if TYPE_CHECKING:
     from chunkmap.jobs import Job
     from pipeline.runs.backfill.plan import Draft
     from pipeline.runs.backfill.progress import WindowProgress
+    from pipeline.runs.backfill.records import Options
     from pipeline.runs.backfill.status import BackfillStatus
     from pipeline.runs.backfill.store import BackfillStore
     from pipeline.runs.backfill.summary import BackfillSummary
 
 _SELECTION = ("last", "values", "exclude", "allow_missing")
+_LIMITS = {"canary": "windows", "canary_limit": "chunks", "max_failures": "windows"}
+"""What the limits count that are a number or a share."""
+
+
+def _options_of(values: Mapping[str, Any]) -> Options:
+    """Return options of a backfill, checked as those of the command are.
+
+    Raises:
+        UsageError: An option is unknown or mistyped, or needs a canary.
+    """
+    from pipeline.runs.backfill.records import Options
+
+    unknown = sorted(set(values) - set(Options.model_fields))
+    if unknown:
+        raise UsageError(
+            f"a backfill has no option {unknown[0]!r}",
+            hint=f"options: {', '.join([*_SELECTION, *Options.model_fields])}",
+        )
+    checked = dict(values)
+    name = ""
+    try:
+        for name, of in _LIMITS.items():
+            check_limit(checked.get(name), of)
+        name = "bytes_per_run"
+        if isinstance(checked.get(name), str):
+            checked[name] = parse_size(checked[name])
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+    try:
+        options = Options(**checked)
+    except ValidationError as problems:
+        raise UsageError(explain_error(problems.errors()[0], Options)[0]) from None
+    if (options.canary_hold or options.canary_limit) and not options.canary:
+        raise UsageError("canary_hold and canary_limit need a canary", hint='add e.g. canary="1%"')
+    return options
 
 
 @dataclass(slots=True, repr=False)
@@ -42,30 +82,21 @@ class Backfill:
     ) -> Backfill:
         """Plan a backfill; see `Job.backfill`."""
         from pipeline.runs.backfill.plan import WindowSelection, draft
-        from pipeline.runs.backfill.records import Options
         from pipeline.storage import open_storage
 
-        chosen = {name: options[name] for name in _SELECTION if name in options}
-        for name in ("values", "exclude"):
-            if name in chosen:
-                chosen[name] = tuple(chosen[name])
+        chosen = {name: options[name] for name in _SELECTION if options.get(name) is not None}
+        for name in {"values", "exclude"} & set(chosen):
+            value = chosen[name]  # A text is one value, not one per letter.
+            chosen[name] = (value,) if isinstance(value, str) else tuple(value)
         others = {name: value for name, value in options.items() if name not in _SELECTION}
-        if isinstance(others.get("bytes_per_run"), str):
-            others["bytes_per_run"] = parse_size(others["bytes_per_run"])
         accept_code = bool(others.pop("accept_code", False))
-        unknown = sorted(set(others) - set(Options.model_fields))
-        if unknown:
-            raise UsageError(
-                f"a backfill has no option {unknown[0]!r}",
-                hint=f"options: {', '.join([*_SELECTION, *Options.model_fields])}",
-            )
         settings = settings_with(job.functions)
         drafted = draft(
             job.definition,
             settings,
             open_storage(settings),
             WindowSelection(start=start, end=end, **chosen),
-            Options(**others),
+            _options_of(others),
             accept_code=accept_code,
         )
         return cls(job, drafted)

@@ -344,6 +344,36 @@ def test_a_backfill_publishes_window_by_window(orders: cm.Dataset) -> None:
         job.backfill(column="ds", canari=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"canary_hold": True}, "canary_hold and canary_limit need a canary"),
+        ({"canary_limit": "5%"}, "canary_hold and canary_limit need a canary"),
+        ({"max_failures": "5"}, "max_failures: '5' is neither a number of windows nor a share"),
+        ({"max_failures": -1}, "max_failures: -1 is neither"),
+        ({"canary": "few"}, "canary: 'few' is neither"),
+        ({"bytes_per_run": "1 GX"}, "bytes_per_run: '1 GX' is not a size"),
+        ({"max_active": "many"}, "`max_active`: expected a whole number, found 'many'"),
+        ({"reprocess": "al"}, "`reprocess`: expected 'missing', 'failed'"),
+    ],
+)
+def test_options_of_a_backfill_are_checked_as_those_of_the_command(
+    orders: cm.Dataset, options: dict[str, Any], says: str
+) -> None:
+    """A pause that no canary precedes never came, and "5" was 5%."""
+    job = orders.map(euros).write("out/", mode="overwrite-partitions")
+    with pytest.raises(cm.errors.UsageError) as caught:
+        job.backfill(column="ds", **options)
+    assert says in str(caught.value)
+
+
+def test_a_text_is_one_window_of_a_backfill(orders: cm.Dataset) -> None:
+    job = orders.map(euros).write("out/", mode="overwrite-partitions")
+    days = job.backfill("2024-01-01", "2024-01-03", column="ds", exclude="2024-01-02")
+    assert days.windows == 1
+    assert job.backfill(column="ds", grain="value", values="2024-01-02").windows == 1
+
+
 def test_notebooks_show_tables(orders: cm.Dataset, drawn: None) -> None:
     job = orders.map(euros, params={"rate": 2.0}).write("out/", name="a-b")
     assert "job a-b" in job._repr_html_()
