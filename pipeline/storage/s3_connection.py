@@ -108,17 +108,17 @@ class Access:
 
     def filesystem(self) -> S3FileSystem:
         """Create an s3fs client, for multipart uploads, copies and keys that obstore lacks."""
-        # None if the credentials are given, or none are needed.
-        chain = None if self._names_identity else self.credentials()
-        frozen = None if chain is None else chain.get_frozen_credentials()
-        static = self.key_id is not None or self.profile is None
+        if not self._names_identity:
+            self.credentials()  # Raises errors that name the setting.
         return S3FileSystem(
             session=_session_without_profile() if self._names_identity else None,
             anon=self.anonymous,
-            key=self.key_id or (frozen.access_key if frozen and static else None),
-            secret=self.secret or (frozen.secret_key if frozen and static else None),
-            token=self.token or (frozen.token if frozen and static else None),
-            profile=None if static else self.profile,
+            # Keys of botocore's chain are not passed: copies of those of a role expire within
+            # hours. The client asks the chain itself, and renews them.
+            key=self.key_id,
+            secret=self.secret,
+            token=self.token,
+            profile=None if self.key_id is not None else self.profile,
             endpoint_url=self.endpoint,
             client_kwargs={"region_name": self.region},
             config_kwargs={
