@@ -11,8 +11,8 @@ import pytest
 from pipeline.config.settings import Settings
 from pipeline.errors import ObjectMissingError
 from pipeline.storage import open_storage, parse
-from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_backend import S3Backend
+from pipeline.storage.s3_connection import Access
 from tests.servers.http import Handler, serve
 
 
