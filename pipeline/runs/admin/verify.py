@@ -152,7 +152,9 @@ def _lost_rows(
         blob = table_log.storage.get_or_none(uri) if folder else None
         if blob is None:
             return f"{plural(rows, 'row')} in quarantine of commit {commit} are missing"
-        stored = pq.read_metadata(pa.BufferReader(blob.data)).num_rows
+        stored = _row_count(blob.data)
+        if stored is None:
+            return f"{uri} is damaged: it is not Parquet"
         return None if stored == rows else f"{uri} has {stored} rows, the commit says {rows}"
 
     yield from filter(None, map_concurrently(problem, wanted, FILES_AT_ONCE))
@@ -236,7 +238,17 @@ def _problem(table_log: TableLog, file: _StoredFile) -> str | None:
             return f"{uri} is another version than was adopted: others have written it since"
     elif not has_digest(data, file.sha256):
         return f"{uri} has another checksum than the manifest says"
-    actual = pq.read_metadata(pa.BufferReader(data)).num_rows
+    actual = _row_count(data)
+    if actual is None:
+        return f"{uri} is damaged: it is not Parquet"
     if actual != file.rows:
         return f"{uri} has {actual} rows, the manifest says {file.rows}"
     return None
+
+
+def _row_count(data: bytes) -> int | None:
+    """Return the number of rows of a Parquet file; None if its footer cannot be read."""
+    try:
+        return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
+    except (pa.ArrowException, OSError):
+        return None  # One damaged file must not hide the problems of others.

@@ -98,3 +98,14 @@ def test_rows_in_quarantine_are_verified(
     assert verify(small.output, None) == 1
     text = " ".join("".join(capsys.readouterr()).split())
     assert ("in quarantine of commit" if lost else "has 0 rows, the commit says") in text
+
+
+def test_damaged_rows_in_quarantine_are_a_problem_of_their_file(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next((small.root / "out.chunkmap" / "quarantine" / "rows").rglob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-20])
+    capsys.readouterr()
+    assert verify(small.output, None) == 1
+    text = "".join("".join(capsys.readouterr()).split())
+    assert f"{path.name}isdamaged" in text
