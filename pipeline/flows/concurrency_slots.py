@@ -103,18 +103,36 @@ class Slots:
 
     def _run(self) -> None:
         """Request, renew and release slots until none is wanted or held."""
-        with patient(SLOT_RETRIES), get_client(httpx_settings={}, sync_client=True) as client:
-            while True:
-                changes = self._changes
-                self._release_leases(client)
-                self._renew(client)
-                pause = self._ask(client)
-                with self._changed:
-                    if not (self._wanted or self._held or self._to_release):
-                        self._thread = None  # Under the lock: the next request starts another.
-                        return
-                    if pause:
-                        self._changed.wait_for(partial(self._has_changed_since, changes), pause)
+        try:
+            with patient(SLOT_RETRIES), get_client(httpx_settings={}, sync_client=True) as client:
+                self._serve(client)
+        except Exception as error:
+            # Whatever the client raises: batches would wait for this thread for ever.
+            self._grant_all(error)
+
+    def _serve(self, client: SyncPrefectClient) -> None:
+        while True:
+            changes = self._changes
+            self._release_leases(client)
+            self._renew(client)
+            pause = self._ask(client)
+            with self._changed:
+                if not (self._wanted or self._held or self._to_release):
+                    self._thread = None  # Under the lock: the next request starts another.
+                    return
+                if pause:
+                    self._changed.wait_for(partial(self._has_changed_since, changes), pause)
+
+    def _grant_all(self, error: Exception) -> None:
+        """Let all batches that wait run without a slot; the next request starts another thread."""
+        self._run_without_slots(error)
+        with self._changed:
+            names, self._wanted = self._wanted, []
+            now = time.monotonic()
+            self._held |= {name: _Lease(None, now) for name in names}
+            self._new += names
+            self._thread = None
+            self._changed.notify_all()
 
     def _has_changed_since(self, changes: int) -> bool:
         return self._changes != changes
