@@ -173,8 +173,8 @@ class Loader:
         if not ledger.exists():
             self._create_ledger(session, ledger)
         if session.columns(request.table) is None and ledger.forget_all():
-            # Whoever dropped the table has dropped what was loaded. In a transaction of its own:
-            # DuckDB refuses a key that the same transaction has deleted.
+            # The loaded rows are gone with the table. Committed first, because DuckDB refuses a key
+            # that the same transaction has deleted.
             session.commit()
             return True
         loaded = ledger.read(version.output)

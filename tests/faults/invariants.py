@@ -90,8 +90,8 @@ def check_everything(
     Args:
         scenario: Whose command has succeeded at last.
         redone: Most chunks that may have been completed twice (those in flight at the fault).
-        late: Somebody may have staged what is not needed after the publication. A vacuum then
-            removes it, and nothing else.
+        late: A delayed request may have staged an output after the publish. A vacuum then removes
+            it, and nothing else.
         transform: What the job's transform comes to, for the oracle.
 
     Returns:

@@ -261,9 +261,9 @@ def test_the_same_requests_for_another_account_are_another_ingest(
         {"name": name, "http": {"auth": {"env": f"SHOP_{account}"}}, **append}
         for name, account in [("eu", "A"), ("us", "B")]
     ]
-    ids = [it.ingest(**one).ingest for one in definitions]
+    ids = [it.ingest(**definition).ingest for definition in definitions]
     assert it.frame().height == 2 * 7
-    assert [it.ingest(**one).ingest for one in definitions] == ids
+    assert [it.ingest(**definition).ingest for definition in definitions] == ids
     assert it.frame().height == 2 * 7, "each is published once"
     # Neither a new name nor a new variable makes it another one.
     renamed = it.ingest(**{**definitions[1], "name": "america"})

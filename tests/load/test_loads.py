@@ -142,15 +142,21 @@ def test_a_table_with_a_key_twice_is_not_merged_into(target: Target) -> None:
     assert target.rows() == [(1, "a"), (1, "b")]
 
 
-def test_two_outputs_share_a_table_but_do_not_replace_each_other(
-    target: Target, tmp_path: Path
-) -> None:
-    (tmp_path / "other").mkdir()
-    other = replace(target, output=Frames.of(tmp_path / "other"))
+def with_two_outputs(target: Target, folder: Path) -> Target:
+    """Load an output and another into the same table; returns the target of the other."""
+    (folder / "other").mkdir()
+    other = replace(target, output=Frames.of(folder / "other"))
     target.output.add(ids(1))
     other.output.add(ids(2))
     target.load()
     other.load()
+    return other
+
+
+def test_two_outputs_share_a_table_but_do_not_replace_each_other(
+    target: Target, tmp_path: Path
+) -> None:
+    other = with_two_outputs(target, tmp_path)
     assert target.rows() == [(1, "v1"), (2, "v2")]
     other.output.add(ids(3), mode="overwrite")
     with pytest.raises(LoadFailedError, match=r"also has rows of file:.*/out/"):
@@ -193,12 +199,7 @@ def test_a_table_that_was_dropped_is_loaded_from_the_beginning(target: Target, m
 def test_a_table_that_was_dropped_lacks_the_rows_of_all_outputs(
     target: Target, tmp_path: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = replace(target, output=Frames.of(tmp_path / "other"))
-    target.output.add(ids(1))
-    other.output.add(ids(2))
-    target.load()
-    other.load()
+    other = with_two_outputs(target, tmp_path)
     target.run("DROP TABLE t")
     target.load()
     assert target.rows() == [(1, "v1")]
