@@ -266,7 +266,7 @@ class BatchSettings(_Section):
     """Batches submitted ahead per worker thread."""
     flush_seconds: Annotated[Seconds, Field(gt=0)] = 2.0
     """Maximum seconds between two writes of a worker's completions, while chunks finish."""
-    flush_chunks: PositiveInt = 200
+    flush_chunks: PositiveInt = 500
     """Maximum number of completed chunks before a worker stores its completions."""
     concurrency_limit: str | None = None
     """Name of a global concurrency limit in Prefect, which several clusters may share to limit the

@@ -33,7 +33,7 @@ from pipeline.table.errors import (
 from pipeline.table.evidence import publish_rejected, write_evidence
 from pipeline.table.head import manifest_uri
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
+from pipeline.table.manifest import FILES, Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
     existing_objects,
     kept_versions,
@@ -48,12 +48,14 @@ log = logging.getLogger(__name__)
 
 COMPLETE_AT_ONCE = 1000
 """Number of uploads that are completed in one call."""
+CHECK_AT_ONCE = 10_000
+"""Number of uploads that are looked for in one call: a token takes a kilobyte of memory."""
 
 
-def staged_by(output: str, commits: Sequence[Commit]) -> list[StagedObject]:
-    """Return the tokens of what some commits have staged; adopted files were never staged."""
+def staged_files(commits: Sequence[Commit]) -> pl.DataFrame:
+    """Return the files of some commits (schema FILES) that were staged; adopted ones were not."""
     own = [commit.files for commit in commits if not commit.entry.adopts]
-    return staged_of(output, pl.concat(own)) if own else []
+    return pl.concat(own) if own else pl.DataFrame(schema=FILES)
 
 
 def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
@@ -63,6 +65,16 @@ def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
         StagedObject(output + key, upload, tuple(parts), size, attempt)
         for key, upload, parts, size, attempt in files.select(columns).iter_rows()
     ]
+
+
+def vanished_attempts(table_log: TableLog, files: pl.DataFrame) -> list[str]:
+    """Return the attempts whose files (schema FILES) are neither staged nor visible any more."""
+    gone: list[str] = []
+    for some in files.iter_slices(CHECK_AT_ONCE):
+        staged = staged_of(table_log.output, some)
+        table_log.storage.check_staged(staged, table_log.output)
+        gone += [item.attempt for item in table_log.storage.missing(staged)]
+    return gone
 
 
 def finish_open_claim(
@@ -227,11 +239,13 @@ def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
 
 
 def _make_visible(table_log: TableLog, commits: Sequence[Commit]) -> None:
-    staged = staged_by(table_log.output, commits)
-    table_log.storage.check_staged(staged, table_log.output)
+    files = staged_files(commits)
+    # All of them first: none becomes visible beside a forged one.
+    for some in files.iter_slices(CHECK_AT_ONCE):
+        table_log.storage.check_staged(staged_of(table_log.output, some), table_log.output)
     gone: set[str] = set()
-    for start in range(0, len(staged), COMPLETE_AT_ONCE):
-        lost = table_log.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
+    for some in files.iter_slices(COMPLETE_AT_ONCE):
+        lost = table_log.storage.complete(staged_of(table_log.output, some))
         gone |= {item.attempt for item in lost}
     if gone:
         raise vanished_from(commits, gone)
@@ -475,5 +489,5 @@ def clear_commits(table_log: TableLog, commits: Sequence[Commit]) -> None:
 def own_staged(table_log: TableLog, commit: Commit) -> list[StagedObject]:
     """Return the tokens of a commit's files, without those that staging cannot have made."""
     rule = table_log.storage.token_rule(table_log.output)
-    staged = staged_by(table_log.output, [commit])
+    staged = staged_of(table_log.output, staged_files([commit]))
     return [item for item in staged if rule.allows(item.uri, item.upload, item.attempt)]

@@ -27,7 +27,8 @@ from pipeline.table.claims import (
     finish_claim,
     finish_open_claim,
     give_up_lost,
-    staged_by,
+    staged_files,
+    vanished_attempts,
     vanished_from,
 )
 from pipeline.table.errors import (
@@ -257,9 +258,7 @@ def freeze(
     published = {entry.name for entry in entries}
     unpublished = [draft for draft in drafts if draft.entry.name not in published]
     _refuse_columns(table_log, unpublished, table_log.manifest(number), widens)
-    staged = staged_by(table_log.output, drafts)
-    table_log.storage.check_staged(staged, table_log.output)
-    gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
+    gone = set(vanished_attempts(table_log, staged_files(drafts)))
     if gone:
         # Commits that another driver has frozen count.
         affected = [d.entry.name for d in drafts if not gone.isdisjoint(d.files["attempt"])]

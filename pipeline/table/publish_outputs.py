@@ -10,7 +10,12 @@ from itertools import count
 import polars as pl
 
 from pipeline.errors import AlreadyExistsError, ConflictError, PreconditionFailedError
-from pipeline.table.claims import finish_claim, finish_open_claim, own_staged, staged_of
+from pipeline.table.claims import (
+    finish_claim,
+    finish_open_claim,
+    own_staged,
+    vanished_attempts,
+)
 from pipeline.table.decision import (
     DecidedOutput,
     decide,
@@ -114,13 +119,6 @@ def amend_part(frozen: OutputCommit, files: pl.DataFrame) -> OutputCommit:
 def _is_claimed(part: OutputCommit) -> bool:
     claim = part.table_log.head()[0].publishing
     return claim is not None and part.commit.entry.name in claim.commits
-
-
-def vanished_attempts(table_log: TableLog, files: pl.DataFrame) -> list[str]:
-    """Return the attempts whose files (schema FILES) are neither staged nor visible any more."""
-    staged = staged_of(table_log.output, files)
-    table_log.storage.check_staged(staged, table_log.output)
-    return [item.attempt for item in table_log.storage.missing(staged)]
 
 
 def _refuse_vanished(parts: Sequence[OutputCommit]) -> None:

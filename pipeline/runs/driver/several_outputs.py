@@ -21,7 +21,12 @@ from pipeline.runs.driver.summary import OutputFigures
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
-from pipeline.table.claims import claimed_commits, finish_open_claim, vanished_from
+from pipeline.table.claims import (
+    claimed_commits,
+    finish_open_claim,
+    vanished_attempts,
+    vanished_from,
+)
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, CommitEntry, Manifest, run_of
@@ -31,7 +36,6 @@ from pipeline.table.publish_outputs import (
     amend_part,
     freeze_part,
     publish_outputs,
-    vanished_attempts,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import uuid
@@ -163,6 +164,8 @@ class Attempt:
     """Schemas of their outputs, as JSON."""
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
+    looked: float = -math.inf
+    """Time of the last look for a request to stop."""
     decoded: int = 0
     left: int = 0
     """Number of chunks or files to hand back."""
@@ -191,9 +194,14 @@ class Attempt:
         late = time.monotonic() - self.flushed >= limits.flush_seconds
         if late or len(self.entries) >= limits.flush_chunks:
             self.flush()
-            if self.context.ledger.is_cancelled():
-                run = self.context.record.run
-                raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
+            if self.flushed - self.looked >= limits.flush_seconds:
+                self.looked = self.flushed
+                self._end_if_cancelled()
+
+    def _end_if_cancelled(self) -> None:
+        if self.context.ledger.is_cancelled():
+            run = self.context.record.run
+            raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
 
     def flush(self) -> None:
         """Store what is not stored yet, as one segment."""

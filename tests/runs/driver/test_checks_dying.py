@@ -217,7 +217,7 @@ def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NewCase:
     monkeypatch.setattr("pipeline.runs.driver.report.render_html", lambda report: "")
     small = Small(tmp_path, CODE)
     with (tmp_path / "conf" / "base.yaml").open("a") as file:
-        file.write("batches: {flush_chunks: 1}\n")  # Each chunk's completion is stored at once.
+        file.write("batches: {max_chunks: 1}\n")  # Each chunk's completion is stored at once.
 
     def make(*run: dict[str, Any], **more: Any) -> Case:
         rows = {"schema": f"{small.module}:Sales", "severity": "quarantine"}

@@ -133,7 +133,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(report, "render_html", lambda report: "")
     small = Small(tmp_path, CODE)
     with (tmp_path / "conf" / "base.yaml").open("a") as file:
-        file.write("batches: {flush_chunks: 1}\n")  # Each completion is stored at once.
+        file.write("batches: {max_chunks: 1}\n")  # Each completion is stored at once.
     return Case(small, monkeypatch)
 
 
