@@ -32,15 +32,15 @@ def test_the_readme_says_how_much_slower_a_run_is_than_polars() -> None:
         r"\| row-map, 24 million rows \| [^|]+ \| Polars, [^|]+ \| ([\d.]+) ", FIGURES
     )
     assert large is not None
-    least = 0.4
-    short = [float(ratios[name]) for name, seconds in warm.items() if seconds < least]
+    least, most = 0.1, 0.4
+    short = [float(ratios[name]) for name, seconds in warm.items() if least <= seconds < most]
     assert len(short) > 3
     said = " ".join(read(ROOT / "README.md").split())
     assert f"took {large[1]} times as long as Polars for 24 million rows" in said
     assert f"{ratios['row-map']} times for 6 million" in said
     assert (
         f"and {math.floor(min(short))} to {math.ceil(max(short))} times for jobs that Polars does "
-        f"in less than {least} s"
+        f"in {least} to {most} s"
     ) in said
 
 
