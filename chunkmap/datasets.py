@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from chunkmap.driving import hinting
 from chunkmap.functions import Functions
@@ -25,7 +25,7 @@ def read(
     uri: str | Path | Sequence[str | Path] | None = None,
     *,
     filter: Filters | None = None,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     table: str | None = None,
     **options: Any,
 ) -> Dataset:
@@ -49,7 +49,7 @@ def read(
         uris = [uri] if isinstance(uri, str | Path) else uri
         source["uri"] = tuple(map(str, uris))
     if columns is not None:
-        source["columns"] = tuple(columns)
+        source["columns"] = _names(columns)
     rest = None
     if filter is not None:
         terms, rest = _split(filter)
@@ -125,7 +125,7 @@ class Dataset:
         self,
         function: Function,
         *,
-        keep: Literal["all"] | Sequence[str] = "all",
+        keep: str | Sequence[str] = "all",
         rename: Mapping[str, str] | None = None,
         max_garbage: str | None = None,
         **options: Any,
@@ -139,13 +139,13 @@ class Dataset:
         Args:
             function: Function of `map`. It returns one row for each row of its input, in its
                 order, e.g. `lambda lf: lf.select(total=pl.col("price") * pl.col("count"))`.
-            keep: Columns of the input that are kept.
+            keep: Columns of the input that are kept; `all` keeps all.
             rename: New names of kept columns, by the old one.
             max_garbage: Maximum share of a file that dropped and replaced columns may leave
                 behind, e.g. "20%"; above it the file is rewritten.
             options: Further arguments of `map`.
         """
-        output: dict[str, Any] = {"keep": keep if keep == "all" else tuple(keep)}
+        output: dict[str, Any] = {"keep": keep if keep == "all" else _names(keep)}
         if rename:
             output["rename"] = dict(rename)
         if max_garbage is not None:
@@ -181,7 +181,7 @@ class Mapped:
         self,
         function: Function,
         *,
-        by: Sequence[str] = (),
+        by: str | Sequence[str] = (),
         params: Mapping[str, Any] | None = None,
         max_groups: int | None = None,
     ) -> Mapped:
@@ -193,7 +193,7 @@ class Mapped:
             params: Keyword arguments of the function.
             max_groups: Maximum number of groups that are mapped, retried and stored together.
         """
-        keys: dict[str, Any] = {"by": tuple(by), "params": dict(params or {})}
+        keys: dict[str, Any] = {"by": _names(by), "params": dict(params or {})}
         if max_groups is not None:
             keys["max_groups"] = max_groups
         return replace(self, then_function=function, then_keys=keys)
@@ -243,6 +243,11 @@ class Mapped:
     def collect(self, limit: str | int = "1GB") -> pl.DataFrame:
         """Map on this machine, and return the result without storing it. See `Job.collect`."""
         return self.to_job({"uri": "collected/", **self.output}).collect(limit)
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """Return names of columns; a text is one name, not a sequence of letters."""
+    return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 def _job_name(function: str) -> str:

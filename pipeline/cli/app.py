@@ -155,7 +155,8 @@ def run(
     from pipeline.cli import run
 
     if debug_chunk is not None:
-        raise typer.Exit(run.debug(job, environment, debug_chunk, changes=change or ()))
+        flags = {"--detach": detach, "--json": json, "--rebuild": rebuild, "--replan": replan}
+        raise typer.Exit(run.debug(job, environment, debug_chunk, flags, changes=change or ()))
     run.run(
         job,
         environment,
@@ -321,10 +322,12 @@ def retry(
     """Resume a run by its id, with the chunks that failed."""
     from pipeline.cli import runs
 
+    flags = {"--failed": failed, "--json": json}
     if debug_chunk is not None:
-        raise typer.Exit(runs.debug(run, output, environment, debug_chunk))
+        flags["--debug-piece"] = debug_piece is not None
+        raise typer.Exit(runs.debug(run, output, environment, debug_chunk, flags))
     if debug_piece is not None:
-        raise typer.Exit(runs.debug(run, output, environment, debug_piece, of_then=True))
+        raise typer.Exit(runs.debug(run, output, environment, debug_piece, flags, of_then=True))
     runs.retry(
         run,
         output,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import polars as pl
 
 from pipeline.cli.output import columns, out, say
-from pipeline.report.humanize import duration, plural
+from pipeline.report.humanize import duration, plural, short_instant
 
 MAX_TRACES = 5
 """Maximum number of tracebacks to print."""
@@ -30,7 +28,7 @@ def show_attempts(attempts: pl.DataFrame, total: int) -> None:
     window = ("window",) if has_windows else ()
     units = attempts["unit"].unique()
     number = units[0] if len(units) == 1 else "chunk or piece"
-    names = ("at", *window, number, "outcome", "took", "worker", "")
+    names = ("at (UTC)", *window, number, "outcome", "took", "worker", "")
     out.print(columns(names, rows, right=(number, "took")))
     traces = attempts.filter(pl.col("trace").fill_null("") != "").unique("trace", keep="last")
     for row in traces.sort("at").tail(MAX_TRACES).iter_rows(named=True):
@@ -47,7 +45,7 @@ def _row(row: dict[str, object], *, has_windows: bool, both: bool) -> tuple[obje
     assert isinstance(at, float)
     first_line = str(row["message"] or "").partition("\n")[0][:MAX_MESSAGE]
     return (
-        time.strftime("%m-%d %H:%M:%S", time.localtime(at)),
+        short_instant(at, seconds=True),
         *([row["window"]] if has_windows else []),
         f"{row['unit']} {row['index']}" if both else row["index"],
         row["outcome"],

@@ -5,17 +5,33 @@ from __future__ import annotations
 import pdb
 import sys
 import time
+from collections.abc import Mapping
 
 from pipeline.cli.output import bad, say
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.errors import TransformError
+from pipeline.errors import TransformError, UsageError
 from pipeline.report.humanize import duration
 from pipeline.runs.driver.debug import DebugChunk, find_chunk, user_traceback
 from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.failures import where_of
 from pipeline.storage import open_storage
+
+
+def refuse_beside(option: str, others: Mapping[str, bool]) -> None:
+    """Refuse options that do nothing beside one that debugs.
+
+    Args:
+        option: The option that debugs.
+        others: Whether each of the other options is given.
+    """
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        raise UsageError(
+            f"{given[0]} does nothing beside {option}, which maps one chunk in this terminal",
+            hint="leave out one of them",
+        )
 
 
 def debug_chunk(job: Job, settings: Settings, index: int, ledger: Ledger | None = None) -> int:

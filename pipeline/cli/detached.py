@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.output import notes, say, show_pairs
+from pipeline.cli.output import notes, say, show_pairs, warn
 from pipeline.config.settings import Settings
 from pipeline.errors import RunFailedError
 from pipeline.own_packages import COMMAND
@@ -109,3 +109,7 @@ def _await(
         raise RunFailedError(
             f"the driver of {what} ended with exit code {code}:\n{tail}", hint=f"its log: {log}"
         )
+    warn(
+        f"process {process.pid} has not begun with {what} for {START_SECONDS:g} s; it may be slow "
+        f"or wait for a service: see {log}"
+    )

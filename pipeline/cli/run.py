@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,10 +86,26 @@ def local_workers(settings: Settings, *, wanted: bool) -> Iterator[LocalWorkers 
         yield workers
 
 
-def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[str] = ()) -> int:
-    """Map one chunk of a job in this terminal; returns the exit code."""
-    from pipeline.cli.debug import debug_chunk
+def debug(
+    path: Path,
+    environment: str | None,
+    index: int,
+    flags: Mapping[str, bool],
+    *,
+    changes: Sequence[str] = (),
+) -> int:
+    """Map one chunk of a job in this terminal; returns the exit code.
 
+    Args:
+        path: The job file.
+        environment: Name of the environment.
+        index: Number of the chunk.
+        flags: Whether each of the other options is given.
+        changes: Changes to the job.
+    """
+    from pipeline.cli.debug import debug_chunk, refuse_beside
+
+    refuse_beside("--debug-chunk", flags)
     return debug_chunk(load_job(path, changes), load_settings(environment), index)
 
 

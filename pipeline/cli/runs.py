@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, UsageError
 from pipeline.processes import command_started
 from pipeline.quality.results import checks_text
-from pipeline.report.humanize import byte_size, plural
+from pipeline.report.humanize import byte_size, instant, plural
 from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
@@ -68,16 +67,31 @@ def retry(
 
 
 def debug(
-    run: str, output: str | None, environment: str | None, index: int, *, of_then: bool = False
+    run: str,
+    output: str | None,
+    environment: str | None,
+    index: int,
+    flags: Mapping[str, bool],
+    *,
+    of_then: bool = False,
 ) -> int:
     """Map one chunk of a run in this terminal, or one piece of its reduced result.
+
+    Args:
+        run: Id of the run, or its first letters.
+        output: Its output, if it is known.
+        environment: Name of the environment.
+        index: Number of the chunk or piece.
+        flags: Whether each of the other options is given.
+        of_then: Whether it is a piece.
 
     Returns:
         The exit code.
     """
-    from pipeline.cli.debug import debug_chunk
+    from pipeline.cli.debug import debug_chunk, refuse_beside
     from pipeline.runs.driver.then_stage import pieces_of
 
+    refuse_beside("--debug-piece" if of_then else "--debug-chunk", flags)
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
     if of_then:
@@ -192,7 +206,7 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
     if is_table:
         labels = [_table_label(manifest, versions) for manifest, _ in added]
         rows = [(row[0], label, *row[1:]) for row, label in zip(rows, labels, strict=True)]
-    names = ["manifest", *["delta"] * is_table, "published", "action", "run"]
+    names = ["manifest", *["delta"] * is_table, "published (UTC)", "action", "run"]
     names += ["windows"] * by_windows + ["files", "rows", "bytes"] + ["checks"] * checked
     out.print(columns(names, rows, right=("files", "rows", "bytes")))
 
@@ -240,7 +254,7 @@ _ACTIONS = {
 def _history_row(
     manifest: Manifest, new: Sequence[CommitEntry], *, by_windows: bool, checked: bool
 ) -> tuple[object, ...]:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
+    when = instant(manifest.created).removesuffix(" UTC")
     released = [name for entry in new for name in entry.releases]
     if manifest.rollback_of is not None or any(entry.mode == "release" for entry in new):
         action = f"rollback to {manifest.rollback_of}"

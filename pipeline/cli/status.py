@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -12,14 +11,14 @@ from pipeline.cli.output import bad, columns, out, print_json, say, show_pairs
 from pipeline.config.settings import explain, load_settings
 from pipeline.errors import UsageError
 from pipeline.quality.results import checks_text
-from pipeline.report.humanize import byte_size, plural
+from pipeline.report.humanize import byte_size, instant, plural, short_instant
 
 if TYPE_CHECKING:
     from pipeline.runs.admin.status import RunStatus
     from pipeline.runs.backfill.listing import Entry, Listing
     from pipeline.runs.driver.summary import ThenFigures
 
-_COLUMNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
+_COLUMNS = ("run", "job", "state", "done", "chunks", "rows out", "created (UTC)")
 NEWEST = 20
 """Number of runs that are listed by default."""
 
@@ -39,6 +38,11 @@ def status(
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
+    if run is not None and (every or states):
+        raise UsageError(
+            f"{'--state' if states else '--all'} chooses among runs, and {run!r} names one",
+            hint="leave out one of them",
+        )
     settings = load_settings(environment)
     outputs = named_outputs(settings.state_dir, output)
     _refuse_unknown(states)
@@ -94,7 +98,7 @@ def _show_listing(listing: Listing, outputs: Sequence[str], states: Sequence[str
 def _row(entry: Entry) -> tuple[str, ...]:
     from pipeline.runs.admin.status import RunStatus
 
-    created = time.strftime("%m-%d %H:%M", time.localtime(entry.created))
+    created = short_instant(entry.created)
     if isinstance(entry, RunStatus):
         done = f"{entry.done:,}" + (f" ({entry.failed:,} failed)" if entry.failed else "")
         figures = (done, f"{entry.chunks:,}", f"{entry.rows_out:,}")
@@ -118,7 +122,7 @@ def _show_run(run: RunStatus) -> None:
         **({"groups": _groups(run.then)} if run.then is not None else {}),
         "rows": f"{run.rows_in:,} in, {run.rows_out:,} out",
         "bytes": f"{byte_size(run.bytes_in)} read, {byte_size(run.bytes_out)} written",
-        "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created)),
+        "created": instant(run.created),
         "driver": run.driver,
         "output": run.output,
         "report": run.report or "none yet",

@@ -41,6 +41,9 @@ def serve_scheduler(
 
     Returns:
         The exit code of the process.
+
+    Raises:
+        EngineUnavailableError: It cannot listen there, e.g. as the port is taken.
     """
     configure()
     _raise_limits()
@@ -52,7 +55,7 @@ def serve_scheduler(
 
     async def run() -> int:
         scheduler = Scheduler(
-            host=host,
+            host=_bracketed(host),
             port=port,
             protocol="tls" if security else "tcp",
             security=security,
@@ -62,7 +65,17 @@ def serve_scheduler(
         )
         return await _serve(scheduler)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except RuntimeError as error:  # Of Dask, for whatever prevents a server's start.
+        reason = error.__cause__
+        if not isinstance(reason, OSError):
+            raise
+        raise EngineUnavailableError(
+            f"a scheduler cannot listen on {_bracketed(host)}:{port}: {reason}",
+            "end what listens there, or choose another address: --host, --port (0 takes a free "
+            "port), --dashboard-address",
+        ) from error
 
 
 def serve_worker(
@@ -116,7 +129,7 @@ def serve_worker(
             nthreads=profile.threads,
             memory_limit=profile.memory,
             resources=dict(dask.resources) or None,
-            host=host,
+            host=host and _bracketed(host),
             dashboard_address=_with_host(pages, host),
             dashboard=False,
             local_directory=folder,
@@ -142,9 +155,17 @@ def _lifetime(seconds: float) -> dict[str, Any]:
     }
 
 
-def _with_host(pages: str, host: str | None) -> str:
+def _with_host(pages: str, host: str | None) -> Any:
     """Add the server's host to an address such as `:8787`."""
-    return f"{host}{pages}" if host and pages.startswith(":") else pages
+    if not host or not pages.startswith(":"):
+        return pages
+    # Dask cuts a text at each colon.
+    return (host.strip("[]"), int(pages[1:])) if ":" in host else f"{host}{pages}"
+
+
+def _bracketed(host: str) -> str:
+    """Write an IPv6 address as in URLs, in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 async def _wait_for_scheduler(scheduler: str, security: Security | None) -> None:

@@ -97,7 +97,7 @@ def _slow_chunk(report: RunReport, totals: Totals, shares: list[Share]) -> Itera
     if len(seconds) < MIN_FILES:
         return
     median, longest = float(seconds.median() or 0), float(seconds.max() or 0)  # type: ignore[arg-type]
-    mapped = totals.worker_seconds / totals.workers if totals.workers else 0.0
+    mapped = totals.working_seconds
     if longest > FACTOR * median and longest > max(MIN_SECONDS / 4, mapped / 4):
         slow = report.completions.sort("seconds").row(-1, named=True)
         yield Advice(

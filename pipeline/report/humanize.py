@@ -80,6 +80,17 @@ def instant(unix_seconds: float) -> str:
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def short_instant(unix_seconds: float, *, seconds: bool = False) -> str:
+    """Format a moment for a column of a table, whose header names UTC: 03-01 14:05."""
+    form = "%m-%d %H:%M:%S" if seconds else "%m-%d %H:%M"
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime(form)
+
+
+def clock_time(unix_seconds: float) -> str:
+    """Format the time of day of a moment in UTC: 14:05:11 UTC."""
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%H:%M:%S UTC")
+
+
 def plural(number: float, singular: str, several: str | None = None) -> str:
     """Format a count with its noun: 1 chunk, 2,000 chunks."""
     return f"{count(number)} {singular if number == 1 else several or singular + 's'}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.report.run_model import NO_REQUESTS, PARTS, Prices, Requests, RunReport
-from pipeline.report.run_timeline import Clock, concurrency
+from pipeline.report.run_timeline import Clock, attempt_of, concurrency
 
 MESSAGE_KIND = (
     pl.col("message")
@@ -55,6 +55,8 @@ class Totals:
     """Requests to S3 of workers and drivers; zero if unknown."""
     memory: int = 0
     """Largest resident bytes of any worker's process; 0 if unknown."""
+    working_seconds: float = 0.0
+    """Active seconds in which chunks were mapped or reduced."""
     worker_seconds: float = 0.0
     """Seconds of all workers while chunks were mapped or reduced, idle or not."""
 
@@ -139,8 +141,8 @@ def totals(report: RunReport, clock: Clock) -> Totals:
     retried = report.failures.height - (
         report.failures.join(done, on="chunk", how="anti")["chunk"].n_unique()
     )
-    names = pl.concat([report.completions["worker"], report.failures["worker"]])
-    workers = names.filter(~names.is_in(["", DRIVER])).n_unique()
+    workers = _workers(report)
+    working = _working_seconds(report, clock)
     rows_in = int(done["rows_in"].sum())
     # The results of chunks are not what is written, if they are reduced and mapped again.
     made = done.select(pl.col("rows_out", "bytes_out").sum()).row(0)
@@ -156,7 +158,7 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         rows_out=int(made[0]),
         bytes_in=int(done["bytes_in"].sum()),
         bytes_out=int(made[1]),
-        workers=workers,
+        workers=workers["worker"].n_unique(),
         attempts_redone=duplicates + retried,
         seconds_redone=max(
             0.0, float(report.completions["seconds"].sum()) - float(done["seconds"].sum())
@@ -165,7 +167,11 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         rows_filtered=max(0, (report.run.rows_done or rows_in) - rows_in),
         requests=requests(report),
         memory=memory,
-        worker_seconds=workers * _working_seconds(report, clock),
+        working_seconds=sum(working.values()),
+        worker_seconds=sum(
+            seconds * workers.filter(pl.col("attempt") == attempt)["worker"].n_unique()
+            for attempt, seconds in working.items()
+        ),
         wall_seconds=clock.wall_seconds,
         paused_seconds=clock.paused_seconds,
         active_seconds=clock.active_seconds,
@@ -196,15 +202,38 @@ _WORKING = ("map", "reduce", "then", "merge")
 """Phases in which workers work."""
 
 
-def _working_seconds(report: RunReport, clock: Clock) -> float:
-    """Return the active seconds in which workers were needed."""
-    working = [share for share in phase_shares(report, clock) if share.name in _WORKING]
-    if working:
-        return sum(share.seconds for share in working)
-    ends = report.completions.select((pl.col("started") + pl.col("seconds")).max()).item()
-    if ends is None:
-        return 0.0
-    return clock.active_at(ends) - clock.active_at(float(report.completions["started"].min()))  # type: ignore[arg-type]
+def _workers(report: RunReport) -> pl.DataFrame:
+    """List the workers of each attempt: after a resume, others may have taken their place."""
+    seen = pl.concat(
+        [
+            report.completions.select("worker", at="started"),
+            report.failures.select("worker", "at"),
+        ]
+    ).filter(~pl.col("worker").is_in(["", DRIVER]))
+    return seen.select("worker", attempt=attempt_of(report, seen["at"])).unique()
+
+
+def _working_seconds(report: RunReport, clock: Clock) -> dict[int, float]:
+    """Return the active seconds in which workers were needed, by the number of the attempt."""
+    phases = [phase for phase in report.phases if phase.name in _WORKING]
+    done = report.completions
+    if not phases and done.is_empty():
+        return {}
+    spans = pl.DataFrame(
+        [(phase.started, phase.started + phase.seconds) for phase in phases]
+        or done.select(
+            start=pl.col("started").min(), stop=(pl.col("started") + pl.col("seconds")).max()
+        ).rows(),
+        schema={"start": pl.Float64, "stop": pl.Float64},
+        orient="row",
+    )
+    seconds = (clock.active(pl.col("stop")) - clock.active(pl.col("start"))).clip(0)
+    sums = (
+        spans.select(seconds=seconds, attempt=attempt_of(report, spans["start"]))
+        .group_by("attempt", maintain_order=True)
+        .agg(pl.col("seconds").sum())
+    )
+    return {int(attempt): float(total) for attempt, total in sums.iter_rows()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,18 +331,30 @@ def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
     if spans.is_empty():
         return []
     busy = float((spans["stop"] - spans["start"]).sum())
+    available = sum(
+        _thread_seconds(some, report.run.threads_per_worker)
+        for _, some in spans.group_by(attempt_of(report, spans["started"]))
+    )
     sums = spans.select(part_seconds(part).sum().alias(part) for part in PARTS).row(0, named=True)
-    threads = report.run.threads_per_worker
-    per_worker = concurrency(spans)
-    slots = threads * per_worker.height if threads else int(per_worker["lanes"].sum())
-    span = float(spans["stop"].max()) - float(spans["start"].min())  # type: ignore[arg-type]
     parts = {
         **sums,
         "other": max(0.0, busy - sum(sums.values())),
-        "idle": max(0.0, slots * span - busy),
+        "idle": max(0.0, available - busy),
     }
     whole = sum(parts.values()) or 1.0
     return [Share(name, seconds, seconds / whole) for name, seconds in parts.items()]
+
+
+def _thread_seconds(spans: pl.DataFrame, threads: int | None) -> float:
+    """Multiply the threads of an attempt's workers by the seconds in which it mapped chunks.
+
+    Args:
+        spans: The chunks that it mapped.
+        threads: Threads of a worker; if unknown, as many as its chunks overlapped.
+    """
+    workers = concurrency(spans)
+    slots = threads * workers.height if threads else int(workers["lanes"].sum())
+    return slots * (float(spans["stop"].max()) - float(spans["start"].min()))  # type: ignore[arg-type]
 
 
 def phase_shares(report: RunReport, clock: Clock) -> list[Share]:

@@ -150,6 +150,7 @@ SCHEMA: dict[str, Any] = {
                             "wall_seconds",
                             "paused_seconds",
                             "active_seconds",
+                            "working_seconds",
                             "worker_seconds",
                             "rows_per_second",
                             "bytes_per_second",

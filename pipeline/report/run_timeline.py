@@ -111,6 +111,12 @@ def _between(report: RunReport) -> list[tuple[float, float]]:
     return spans
 
 
+def attempt_of(report: RunReport, moments: pl.Series) -> pl.Series:
+    """Number the attempt in which each moment (Unix seconds) lies: the last that had begun."""
+    starts = pl.Series(sorted(attempt.started for attempt in report.attempts), dtype=pl.Float64)
+    return starts.search_sorted(moments, side="right").cast(pl.Int64)
+
+
 def _merged(spans: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
     """Merge spans that overlap, in order."""
     merged: list[tuple[float, float]] = []

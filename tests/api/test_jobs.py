@@ -104,6 +104,14 @@ def test_a_job_and_its_yaml_are_the_same_run(
     assert orders.map(revenue).write("out/", name="revenue").definition == job.definition
 
 
+def test_a_name_of_a_column_is_not_taken_for_its_letters() -> None:
+    name = "pipeline.examples.revenue:revenue"
+    some = cm.read("orders/", columns="id").add_columns(name, keep="id").write("out/").definition
+    assert (some.input.columns, some.output.keep) == (("id",), ("id",))
+    reduced = cm.read("orders/").map(name).reduce(name).then(name, by="id").write("out/").definition
+    assert reduced.then is not None and reduced.then.by == ("id",)
+
+
 def test_a_function_by_value_cannot_be_written(orders: cm.Dataset) -> None:
     with pytest.raises(cm.errors.JobError, match="cannot be written to a file") as refused:
         orders.map(lambda lf: lf).write("out/").to_yaml()

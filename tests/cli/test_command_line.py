@@ -52,7 +52,15 @@ def test_help_names_every_exit_code() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
-    [(("runn",), "run"), (("run",), "JOB.yaml"), (("run", "x.yaml", "--replann"), "--replan")],
+    [
+        (("runn",), "run"),
+        (("run",), "JOB.yaml"),
+        (("run", "x.yaml", "--replann"), "--replan"),
+        (("run", "x.yaml", "--debug-chunk", "0", "--detach"), "--detach does nothing beside"),
+        (("retry", "last", "--debug-chunk", "0", "--failed"), "--failed does nothing beside"),
+        (("status", "3f2a", "--state", "done"), "--state chooses among runs"),
+        (("status", "3f2a", "--all"), "--all chooses among runs"),
+    ],
 )
 def test_usage_errors_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
     said = give(*arguments, cwd=tmp_path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.cli import detached
 from pipeline.cli.detached import log_of, start_detached
 from pipeline.config.settings import load_settings
 from pipeline.errors import RunFailedError
@@ -35,3 +38,20 @@ def test_an_early_end_is_an_error_with_the_end_of_the_log(
 ) -> None:
     with pytest.raises(RunFailedError, match=r"exit code 2:(.|\n)*no-such-option"):
         start(["status", "--no-such-option"], tmp_path, monkeypatch)
+
+
+def test_a_driver_that_has_not_begun_is_not_said_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = []
+
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    monkeypatch.setattr(detached, "START_SECONDS", 0.0)
+    start(["--version"], tmp_path, monkeypatch)
+    assert [process.wait(60) for process in started] == [0]
+    assert "has not begun with run one for 0 s" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pipeline.report import humanize
@@ -54,3 +56,17 @@ def test_percent_is_never_a_false_0_or_100(share: float, text: str) -> None:
 def test_plural() -> None:
     assert humanize.plural(1, "chunk") == "1 chunk"
     assert humanize.plural(2000, "retry", "retries") == "2,000 retries"
+
+
+def test_moments_are_those_of_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        at = 1_772_373_911.0
+        assert humanize.instant(at) == "2026-03-01 14:05:11 UTC"
+        assert humanize.short_instant(at) == "03-01 14:05"
+        assert humanize.short_instant(at, seconds=True) == "03-01 14:05:11"
+        assert humanize.clock_time(at) == "14:05:11 UTC"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

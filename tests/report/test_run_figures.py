@@ -289,3 +289,25 @@ def test_a_cost_is_use_times_price() -> None:
     assert time.amount == totals.worker_seconds > 0
     assert time.cost == pytest.approx(totals.worker_seconds * 0.36 / 3600)
     assert run_figures.costs(make(3), totals) == []
+
+
+def test_workers_that_took_the_place_of_others_after_a_resume_do_not_count_twice() -> None:
+    rows = [(f"c{at}", f"w{at % 2}", float(at // 2), 1.0) for at in range(8)]
+    again = [(f"d{at}", f"v{at % 2}", 100.0 + at // 2, 1.0) for at in range(8)]
+    phases = (Phase("map", START, 4.0), Phase("map", START + 100, 4.0))
+    attempts = tuple(
+        Attempt(phase.started, phase.started + 4.0, "done", phases=(phase,)) for phase in phases
+    )
+    report = RunReport(
+        replace(info(), started=START, finished=START + 104, threads_per_worker=1),
+        completions([*rows, *again]),
+        phases=phases,
+        attempts=attempts,
+    )
+    clock = run_timeline.make_clock(report)
+    totals = run_figures.totals(report, clock)
+    assert totals.workers == 4
+    assert totals.working_seconds == pytest.approx(8)
+    assert totals.worker_seconds == pytest.approx(16)
+    shares = run_figures.time_shares(report, run_timeline.spans(report, clock))
+    assert sum(share.seconds for share in shares) == pytest.approx(16)

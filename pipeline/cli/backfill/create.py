@@ -26,7 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.processes import command_started, record_interrupts, was_interrupted
 from pipeline.quality.results import checks_text
-from pipeline.report.humanize import byte_rate, byte_size, duration, plural
+from pipeline.report.humanize import byte_rate, byte_size, clock_time, duration, plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
     WindowSelection,
@@ -377,7 +377,7 @@ def _show(summary: BackfillSummary, places: dict[str, str]) -> None:
     if summary.canary is not None:
         rows = {"canary": _canary_line(summary), **rows}
     state = f"{summary.job} · backfill {summary.backfill}: {summary.state}"
-    show_pairs(f"{state} ({time.strftime('%H:%M:%S')})", rows)
+    show_pairs(f"{state} ({clock_time(time.time())})", rows)
     for note in summary.notes[:MAX_NOTES]:
         (bad if summary.state == "failed" else warn)(note)
     if len(summary.notes) > MAX_NOTES:

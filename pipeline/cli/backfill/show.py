@@ -18,7 +18,14 @@ from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.quality.results import checks_text
-from pipeline.report.humanize import byte_rate, byte_size, duration, plural
+from pipeline.report.humanize import (
+    byte_rate,
+    byte_size,
+    clock_time,
+    duration,
+    plural,
+    short_instant,
+)
 from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
 from pipeline.runs.backfill.listing import brief_of
@@ -61,7 +68,7 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
         return
     if not backfills:
         say(f"no backfills of {', '.join(outputs)}")
-    names = ("backfill", "job", "windows", "state", "done", "failed", "of", "created")
+    names = ("backfill", "job", "windows", "state", "done", "failed", "of", "created (UTC)")
     for uri, group in groupby(backfills, key=lambda pair: pair[0].output):
         say(uri, mark="[bold]")
         rows = [
@@ -73,7 +80,7 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
                 f"{brief.windows_done:,}",
                 f"{brief.windows_failed:,}",
                 f"{record.todo:,}",
-                time.strftime("%m-%d %H:%M", time.localtime(record.created)),
+                short_instant(record.created),
             )
             for record, brief in group
         ]
@@ -123,7 +130,7 @@ def _is_active(status: BackfillStatus) -> bool:
 def _one_line(status: BackfillStatus) -> str:
     counts = status.counts
     return (
-        f"{time.strftime('%H:%M:%S')} {status.state}: {counts['done']:,} of {status.todo:,} "
+        f"{clock_time(time.time())} {status.state}: {counts['done']:,} of {status.todo:,} "
         f"windows, {counts['failed']:,} failed, {counts['chunks_done']:,} of "
         f"{plural(counts['chunks'], 'chunk')}"
     )

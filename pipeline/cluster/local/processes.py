@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.processes import is_alive, start_time
+from pipeline.report.humanize import instant
 
 MARKER = "_CHUNKMAP_STACK"
 """Environment variable that marks every process of a stack."""
@@ -92,7 +93,7 @@ def spawn(
     if log.exists() and log.stat().st_size > _LOG_LIMIT:
         log.replace(log.with_suffix(".old.log"))
     with log.open("ab") as output:
-        output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {command[0]}\n".encode())
+        output.write(f"--- {instant(time.time())} {command[0]}\n".encode())
         output.flush()
         process = subprocess.Popen(
             command,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from pipeline.errors import (
     ObjectMissingError,
     StateError,
 )
+from pipeline.report.humanize import clock_time
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
 from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import ThenFigures, failure_lines
@@ -143,5 +143,5 @@ def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
     if driver is None:
         return "new", who
     if driver.state == "running" and not is_driven_elsewhere(driver, ""):
-        return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
+        return f"silent since {clock_time(driver.seen)}", who
     return driver.state, who

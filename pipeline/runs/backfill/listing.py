@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import StateError, UsageError
+from pipeline.report.humanize import short_instant
 from pipeline.runs.admin.status import RunStatus, damaged_run, status_of
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.status import state_of
@@ -219,5 +219,4 @@ class KnownRuns:
 
 
 def _named(record: RunRecord) -> str:
-    when = time.strftime("%m-%d %H:%M", time.localtime(record.created))
-    return f"{record.run} ({record.job}, {when})"
+    return f"{record.run} ({record.job}, {short_instant(record.created)} UTC)"

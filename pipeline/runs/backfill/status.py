@@ -18,6 +18,7 @@ import polars as pl
 from pipeline.concurrency import map_concurrently
 from pipeline.quality.results import CheckResult, refused
 from pipeline.report.backfill_model import BackfillFailure
+from pipeline.report.humanize import clock_time
 from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord, Control
 from pipeline.runs.backfill.recount import LedgerCache, Recount
@@ -167,7 +168,7 @@ def state_of(
     if driver is None:
         return "new"
     if driver.state == "running":
-        return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}"
+        return f"silent since {clock_time(driver.seen)}"
     # It was done and something is left: its windows were replaced or rolled back since.
     return "failed" if driver.state == "done" else driver.state
 

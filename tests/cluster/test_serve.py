@@ -1,0 +1,47 @@
+"""A scheduler of its own says in a sentence why it cannot start."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.serve import _with_host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_named(tmp_path: Path, host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as taken:
+        try:
+            taken.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = (sys.executable, "-m", "pipeline.cluster.scheduler", "--host", host)
+        said = subprocess.run(
+            [*command, "--port", str(port), "--dashboard-address", ":0"],
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    shown = f"[{host}]" if ":" in host else host
+    assert said.returncode == 2
+    assert f"cannot listen on {shown}:{port}: " in said.stderr
+    assert "Traceback" not in said.stderr[said.stderr.index("cannot listen") :]
+    assert "--port" in said.stderr
+
+
+def test_an_address_of_pages_takes_the_host_of_its_server() -> None:
+    assert _with_host(":8787", "10.0.0.2") == "10.0.0.2:8787"
+    assert _with_host(":8787", "::1") == ("::1", 8787)
+    assert _with_host(":8787", None) == ":8787"
+    assert _with_host("127.0.0.1:8787", "::1") == "127.0.0.1:8787"
