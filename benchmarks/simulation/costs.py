@@ -13,6 +13,7 @@ from benchmarks.simulation.case import Case
 from benchmarks.simulation.parameters import Parameters
 from pipeline.config.sections import PlannerSettings
 from pipeline.runs.ledger.completion_log import CONCURRENT_READS
+from pipeline.runs.worker.batch import CANCEL_SECONDS
 from pipeline.runs.worker.chunk_source import WHOLE_BYTES
 from pipeline.runs.worker.reduce import FAN_IN
 from pipeline.storage.s3_backend import COPIED_BYTES
@@ -151,10 +152,10 @@ class Costs:
         )
         # A job that reduces stores a partial result with each segment.
         objects = segments * (2 if self.case.reduces else 1)
-        flushes = segments * (worker.flush_seconds + store.get_seconds)
+        looks = math.floor(pipeline / max(CANCEL_SECONDS, steps.longest))
+        flushes = segments * worker.flush_seconds + looks * store.get_seconds
         flushes += objects * store.put_seconds
-        # Whether somebody has cancelled the run is asked after each flush.
-        gets = math.ceil(chunks * self.chunk_gets) + segments
+        gets = math.ceil(chunks * self.chunk_gets) + looks
         puts = chunks * self.chunk_puts + objects + 1
         around = worker.batch_seconds + worker.enter_seconds
         own = around + chunks * self.chunk_cpu + segments * worker.flush_seconds

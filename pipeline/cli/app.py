@@ -155,7 +155,8 @@ def run(
     from pipeline.cli import run
 
     if debug_chunk is not None:
-        flags = {"--detach": detach, "--json": json, "--rebuild": rebuild, "--replan": replan}
+        flags = {"--accept-code": accept_code, "--take-over": take_over}
+        flags |= {"--detach": detach, "--json": json, "--rebuild": rebuild, "--replan": replan}
         raise typer.Exit(run.debug(job, environment, debug_chunk, flags, changes=change or ()))
     run.run(
         job,
@@ -322,7 +323,8 @@ def retry(
     """Resume a run by its id, with the chunks that failed."""
     from pipeline.cli import runs
 
-    flags = {"--failed": failed, "--json": json}
+    flags = {"--accept-code": accept_code, "--take-over": take_over}
+    flags |= {"--failed": failed, "--json": json}
     if debug_chunk is not None:
         flags["--debug-piece"] = debug_piece is not None
         raise typer.Exit(runs.debug(run, output, environment, debug_chunk, flags))

@@ -53,7 +53,7 @@ def start_detached(
         take_over: Start it even if another driver seems alive.
 
     Returns:
-        The process id and the log.
+        The process id, the log, and whether the driver has begun.
 
     Raises:
         RunFailedError: The driver ended before its first heartbeat.
@@ -62,7 +62,7 @@ def start_detached(
     if current is not None and is_driven_elsewhere(current, "") and not take_over:
         where = f"process {current.pid} on {current.host}"
         say(f"{kind} {name}: {where} drives it already", console=notes)
-        return {"pid": current.pid, "log": "where it was started"}
+        return {"pid": current.pid, "log": "where it was started", "begun": True}
     state_folder(settings.state_dir, f"{kind}s")
     log = log_of(settings, kind, name)
     begin = log.stat().st_size if log.exists() else 0
@@ -75,14 +75,15 @@ def start_detached(
             start_new_session=True,
         )
     say(f"starting a driver: process {process.pid} …", console=notes)
-    _await(process, f"{kind} {name}", driver, log, begin)
-    return {"pid": process.pid, "log": str(log)}
+    begun = _await(process, f"{kind} {name}", driver, log, begin)
+    return {"pid": process.pid, "log": str(log), "begun": begun}
 
 
 def show_detached(title: str, started: Mapping[str, Any], commands: Mapping[str, str]) -> None:
     """Print the process, and the commands to follow and control it."""
     rows = {**commands, "log": started["log"]}
-    show_pairs(f"{title} runs in the background (process {started['pid']})", rows)
+    verb = "runs" if started["begun"] else "starts"
+    show_pairs(f"{title} {verb} in the background (process {started['pid']})", rows)
 
 
 def _await(
@@ -91,19 +92,19 @@ def _await(
     driver: Callable[[], DriverRecord | None],
     log: Path,
     begin: int,
-) -> None:
-    """Wait for the driver's first heartbeat, or for its end."""
+) -> bool:
+    """Wait for the driver's first heartbeat, or for its end; return whether it has begun."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         heartbeat = driver()
         if heartbeat is not None and heartbeat.pid == process.pid:
-            return
+            return True
         try:
             code = process.wait(0.25)
         except subprocess.TimeoutExpired:
             continue
         if not code:
-            return
+            return True
         text = log.read_bytes()[begin:].decode(errors="replace")
         tail = "\n".join(text.splitlines()[-LOG_LINES:])
         raise RunFailedError(
@@ -113,3 +114,4 @@ def _await(
         f"process {process.pid} has not begun with {what} for {START_SECONDS:g} s; it may be slow "
         f"or wait for a service: see {log}"
     )
+    return False

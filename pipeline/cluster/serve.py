@@ -48,6 +48,7 @@ def serve_scheduler(
     configure()
     _raise_limits()
     security = security_of(settings.dask.tls)
+    host = host and host.strip("[]")
     if host is None:
         host = "0.0.0.0" if security else "127.0.0.1"
     elif security is None and host not in LOOPBACK:
@@ -67,8 +68,8 @@ def serve_scheduler(
 
     try:
         return asyncio.run(run())
-    except RuntimeError as error:  # Of Dask, for whatever prevents a server's start.
-        reason = error.__cause__
+    except (OSError, RuntimeError) as error:  # Dask wraps some of them.
+        reason = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(reason, OSError):
             raise
         raise EngineUnavailableError(
@@ -116,6 +117,7 @@ def serve_worker(
     variables = profile.environment()
     configure({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
     _raise_limits()
+    host = host and host.strip("[]")
     if host is None and urlsplit(dask.scheduler).hostname in LOOPBACK:
         host = "127.0.0.1"
     security = security_of(dask.tls)
@@ -157,15 +159,18 @@ def _lifetime(seconds: float) -> dict[str, Any]:
 
 def _with_host(pages: str, host: str | None) -> Any:
     """Add the server's host to an address such as `:8787`."""
+    if pages.startswith("["):
+        address, _, number = pages[1:].rpartition("]:")
+        return (address, int(number))
     if not host or not pages.startswith(":"):
         return pages
     # Dask cuts a text at each colon.
-    return (host.strip("[]"), int(pages[1:])) if ":" in host else f"{host}{pages}"
+    return (host, int(pages[1:])) if ":" in host else f"{host}{pages}"
 
 
 def _bracketed(host: str) -> str:
     """Write an IPv6 address as in URLs, in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"[{host}]" if ":" in host else host
 
 
 async def _wait_for_scheduler(scheduler: str, security: Security | None) -> None:

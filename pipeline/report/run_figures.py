@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.report.run_model import NO_REQUESTS, PARTS, Prices, Requests, RunReport
-from pipeline.report.run_timeline import Clock, attempt_of, concurrency
+from pipeline.report.run_timeline import WORKING, Clock, attempt_of, concurrency
 
 MESSAGE_KIND = (
     pl.col("message")
@@ -169,8 +169,7 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         memory=memory,
         working_seconds=sum(working.values()),
         worker_seconds=sum(
-            seconds * workers.filter(pl.col("attempt") == attempt)["worker"].n_unique()
-            for attempt, seconds in working.items()
+            seconds * _number_of_workers(workers, attempt) for attempt, seconds in working.items()
         ),
         wall_seconds=clock.wall_seconds,
         paused_seconds=clock.paused_seconds,
@@ -198,10 +197,6 @@ def requests_of(completions: pl.DataFrame) -> Requests:
     return Requests(**{name: int(value) for name, value in sums.items()})
 
 
-_WORKING = ("map", "reduce", "then", "merge")
-"""Phases in which workers work."""
-
-
 def _workers(report: RunReport) -> pl.DataFrame:
     """List the workers of each attempt: after a resume, others may have taken their place."""
     seen = pl.concat(
@@ -213,9 +208,19 @@ def _workers(report: RunReport) -> pl.DataFrame:
     return seen.select("worker", attempt=attempt_of(report, seen["at"])).unique()
 
 
+def _number_of_workers(workers: pl.DataFrame, attempt: int) -> int:
+    """Count the workers of an attempt.
+
+    Of one that only merged or reduced none is known: take those of the one before.
+    """
+    known = workers.filter(pl.col("attempt") <= attempt)
+    last = known.filter(pl.col("attempt") == pl.col("attempt").max())
+    return int((workers if last.is_empty() else last)["worker"].n_unique())
+
+
 def _working_seconds(report: RunReport, clock: Clock) -> dict[int, float]:
     """Return the active seconds in which workers were needed, by the number of the attempt."""
-    phases = [phase for phase in report.phases if phase.name in _WORKING]
+    phases = [phase for phase in report.phases if phase.name in WORKING]
     done = report.completions
     if not phases and done.is_empty():
         return {}

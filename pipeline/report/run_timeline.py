@@ -15,6 +15,8 @@ import polars as pl
 
 from pipeline.report.run_model import RunReport
 
+WORKING = ("map", "reduce", "then", "merge")
+"""Phases in which workers work."""
 PAUSE_MIN_SECONDS = 30.0
 PAUSE_MIN_SHARE = 0.1
 MAX_ROWS = 100
@@ -112,9 +114,20 @@ def _between(report: RunReport) -> list[tuple[float, float]]:
 
 
 def attempt_of(report: RunReport, moments: pl.Series) -> pl.Series:
-    """Number the attempt in which each moment (Unix seconds) lies: the last that had begun."""
-    starts = pl.Series(sorted(attempt.started for attempt in report.attempts), dtype=pl.Float64)
-    return starts.search_sorted(moments, side="right").cast(pl.Int64)
+    """Number the attempt in which each moment (Unix seconds) lies: the last that worked by then.
+
+    An attempt begins with its first phase in which workers are needed: before, it may have watched
+    another one. What seems earlier than all, by another machine's clock, is of the first.
+    """
+    starts = pl.Series(
+        sorted(
+            min((p.started for p in attempt.phases if p.name in WORKING), default=attempt.started)
+            for attempt in report.attempts
+        ),
+        dtype=pl.Float64,
+    )
+    first = 1 if report.attempts else 0
+    return starts.search_sorted(moments, side="right").cast(pl.Int64).clip(first)
 
 
 def _merged(spans: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

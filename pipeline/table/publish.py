@@ -41,7 +41,7 @@ from pipeline.table.errors import (
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import ADOPT, Claim, Commit, CommitEntry, Head, Manifest, run_of
-from pipeline.table.replay import Footprint, live_folders, may_overlap
+from pipeline.table.replay import Footprint, live_folders, may_overlap, window_label
 from pipeline.table.retention import (
     claimed_files,
     existing_objects,
@@ -508,15 +508,33 @@ def _find_conflict(
                 return other
         elif mode in {"error", "overwrite"}:
             return other
-        elif mode == "append" and commit.entry.window is not None:
-            # The output would have the rows of this window twice.
-            if other.window == commit.entry.window:
+        elif mode == "append":
+            if _has_same_window(table_log, commit, other):
                 return other
         elif mode == "overwrite-partitions" and may_overlap(commit.entry, other):
             [footprint] = table_log.footprints([other])
             if any(map(Footprint.of(commit).drop_rule(), footprint.folders)):
                 return other
     return None
+
+
+def _has_same_window(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:
+    """Whether a commit that appends may have rows of the same window as another one.
+
+    Windows of another rule, and runs as a whole, are compared by the folders of their files: one
+    that names no window may have rows of any.
+    """
+    mine = commit.entry
+    if mine.window is None and other.window is None:
+        return False
+    if mine.window == other.window:
+        return True
+    if None not in (mine.window, other.window) and mine.rule == other.rule:
+        return False
+    cut = mine if mine.window is not None else other
+    [footprint] = [Footprint.of(commit)] if cut is other else table_log.footprints([other])
+    labels = {window_label(cut.rule, folder) if cut.rule else None for folder in footprint.folders}
+    return None in labels or cut.window in labels
 
 
 def _repeats(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:

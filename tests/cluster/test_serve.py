@@ -45,3 +45,19 @@ def test_an_address_of_pages_takes_the_host_of_its_server() -> None:
     assert _with_host(":8787", "::1") == ("::1", 8787)
     assert _with_host(":8787", None) == ":8787"
     assert _with_host("127.0.0.1:8787", "::1") == "127.0.0.1:8787"
+    assert _with_host("[::1]:8787", "127.0.0.1") == ("::1", 8787)
+
+
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "pipeline.cluster.scheduler", "--host", "192.0.2.1")
+    said = subprocess.run(
+        [*command, "--port", "0", "--dashboard-address", ":0"],
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 2
+    assert "cannot listen on 192.0.2.1:0: " in said.stderr

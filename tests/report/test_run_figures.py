@@ -311,3 +311,39 @@ def test_workers_that_took_the_place_of_others_after_a_resume_do_not_count_twice
     assert totals.worker_seconds == pytest.approx(16)
     shares = run_figures.time_shares(report, run_timeline.spans(report, clock))
     assert sum(share.seconds for share in shares) == pytest.approx(16)
+
+
+def test_a_driver_that_first_watched_another_one_has_only_its_own_workers() -> None:
+    """It began a minute after the first, which mapped for an hour and died."""
+    rows = [(f"c{at}", f"w{at % 2}", at * 60.0, 60.0) for at in range(60)]
+    again = [(f"d{at}", f"v{at % 2}", 3700.0 + at, 1.0) for at in range(10)]
+    phases = (Phase("map", START, 3600.0), Phase("map", START + 3700, 10.0))
+    attempts = (
+        Attempt(START, START + 3600, "interrupted", phases=phases[:1]),
+        Attempt(START + 60, START + 3710, "done", phases=phases[1:]),
+    )
+    report = RunReport(
+        replace(info(), started=START, finished=START + 3710, threads_per_worker=1),
+        completions([*rows, *again]),
+        phases=phases,
+        attempts=attempts,
+    )
+    totals = run_figures.totals(report, run_timeline.make_clock(report))
+    assert totals.worker_seconds == pytest.approx(2 * 3600 + 2 * 10)
+
+
+def test_an_attempt_that_only_merged_has_the_workers_of_the_one_before() -> None:
+    rows = [(f"c{at}", f"w{at}", -1.0, 2.0) for at in range(3)]  # By a clock that is late.
+    phases = (Phase("map", START, 2.0), Phase("merge", START + 10, 5.0))
+    attempts = tuple(
+        Attempt(phase.started, phase.started + phase.seconds, "done", phases=(phase,))
+        for phase in phases
+    )
+    report = RunReport(
+        replace(info(), started=START, finished=START + 15),
+        completions(rows),
+        phases=phases,
+        attempts=attempts,
+    )
+    totals = run_figures.totals(report, run_timeline.make_clock(report))
+    assert totals.worker_seconds == pytest.approx(3 * 7)

@@ -20,6 +20,7 @@ from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, rule_of, run_of
+from pipeline.table.replay import window_label
 
 
 def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
@@ -59,6 +60,46 @@ def refuse_other_rule(table_log: TableLog, rule: Windowing) -> None:
                 f"{rule_of(rule)}), whose rows would be appended again",
                 hint="set the job's `window` as it was, or output.mode to overwrite-partitions",
             )
+
+
+def refuse_unknown_windows(table_log: TableLog, rule: Windowing, job: str) -> None:
+    """Refuse an output that has rows of the same job without their windows: which ones is unknown.
+
+    Args:
+        table_log: Log of the output.
+        rule: How the job's input is cut into windows.
+        job: Name of the job, which appends.
+
+    Raises:
+        UsageError: A run of this job has published files in folders that name no window.
+    """
+    manifest = table_log.manifest()
+    whole = {e.name: e.run for e in manifest.commits if e.adds_files and e.window is None}
+    if not whole:
+        return
+    files = table_log.snapshot(manifest).filter(pl.col("commit").is_in(list(whole)))
+    folders = files.select(
+        "commit", folder=pl.col("key").str.extract(r"(?s)^(.*)/[^/]*$", 1).fill_null("")
+    ).unique()
+    runs = {
+        whole[commit]
+        for commit, folder in folders.iter_rows()
+        if window_label(rule_of(rule), folder) is None
+    }
+    same = [run for run in sorted(runs) if _job_of(table_log, run) == job]
+    if same:
+        raise UsageError(
+            f"run {same[0]} of job {job} has appended rows to {table_log.output} in folders that "
+            f"do not name their windows ({rule.column}), so windows could be appended again",
+            hint="append what is new in the input: chunkmap run JOB.yaml",
+        )
+
+
+def _job_of(table_log: TableLog, run: str) -> str:
+    """Return the name of a run's job; empty if its record is damaged or missing."""
+    with suppress(StateError, UsageError):
+        return Ledger(table_log.storage, table_log.output, run).record().job
+    return ""
 
 
 def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:

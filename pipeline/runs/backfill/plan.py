@@ -25,6 +25,7 @@ from pipeline.runs.backfill.output_windows import (
     materialised_windows,
     outdated_runs,
     refuse_other_rule,
+    refuse_unknown_windows,
 )
 from pipeline.runs.backfill.records import (
     MAX_FOLDERS_NAMED,
@@ -295,6 +296,7 @@ class Drafting:
             failed = failed_before(self.storage, earlier)
         if self.job.output.mode == "append":
             refuse_other_rule(table_log, self.rule)
+            refuse_unknown_windows(table_log, self.rule, self.job.name)
         outputs = materialised_windows(table_log, self.rule)
         outdated: frozenset[str] = frozenset()
         if options.reprocess == "changed":

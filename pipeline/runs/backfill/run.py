@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -18,6 +18,7 @@ from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.errors import ChecksFailedError, RunFailedError
 from pipeline.report.humanize import plural
+from pipeline.runs.backfill.output_windows import materialised_windows
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Throughput
@@ -352,9 +353,14 @@ class BackfillRun:
         done = [label for label in windows if label in published]
         window_progress.mark(done, "done")
         log.info("%s: published %s", self.name, plural(len(done), "window"))
-        # With reprocess missing, a conflict is fine: the output lacks these windows no more.
-        missing = options.reprocess == "missing" and not options.all_or_nothing
-        window_progress.mark(self._conflicts, "skipped" if missing else "failed")
+        # With reprocess missing, a conflict is fine where the output lacks the window no more.
+        found: Container[str] = ()
+        if self._conflicts and options.reprocess == "missing" and not options.all_or_nothing:
+            with shared.publishing:
+                rule = shared.job.window.windowing()  # type: ignore[union-attr]
+                found = materialised_windows(shared.table_log, rule)
+        window_progress.mark([w for w in self._conflicts if w in found], "skipped")
+        window_progress.mark([w for w in self._conflicts if w not in found], "failed")
         window_progress.mark(self._refused, "failed")
 
     def _published_windows(self) -> set[str]:

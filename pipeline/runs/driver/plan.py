@@ -418,14 +418,18 @@ def plan_run(
     refuse_nested_outputs(job)  # Links may have changed since the run was planned.
     code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
+    accept = resume.accept_code
     if resume.run is not None:
         record = _find_record(records, resume.run)
-        return _resume(record, code, settings, storage, resume)
+        return _resume(record, records, code, settings, storage, accept_code=accept)
     same = runs_of_job(job, storage, records)
     published = [record for record in same if _is_published(storage, record)]
-    if len(published) < len(same) and not resume.replan:
-        unfinished = [record for record in same if record not in published]
-        return _adopt_free_keys(job, _resume(unfinished[-1], code, settings, storage, resume))
+    # Runs before one that is published were given up for it (`--replan`, `--rebuild`).
+    unfinished = same[same.index(published[-1]) + 1 :] if published else same
+    if unfinished and not resume.replan:
+        again = unfinished[-1]
+        resumed = _resume(again, records, code, settings, storage, accept_code=accept)
+        return _adopt_free_keys(job, resumed)
     ledgers, done = (
         tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
@@ -587,11 +591,13 @@ class _NewRun:
             manifest = prepare_output(table_log, mode, run)
         except OutputNotEmptyError as error:
             raise self.rebuild.explain(error) from error
-        _refuse_after_backfills(manifest, job)
+        _refuse_after_backfills(manifest, job, run)
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [run])
         if job.output.mode == "append":
-            earlier = [ledger for ledger in self.published if ledger.run != run]
+            # A run that was published without some chunks, or whose driver died, is not noted as
+            # published; what the manifest lists of it counts.
+            earlier = [ledger for ledger in self.same if ledger.run != run]
             refuse_appending_again(table_log, manifest, earlier, plan)
         refuse_losing_rows(job, plan)
         replacing = job.model_copy(update={"output": job.output.model_copy(update={"mode": mode})})
@@ -730,11 +736,11 @@ def _footprint(mode: str, rule: str, label: str | None, folders: list[str]) -> F
     return Footprint(entry, replaces, dict.fromkeys(folders, ()))
 
 
-def _refuse_after_backfills(manifest: Manifest, job: Job) -> None:
+def _refuse_after_backfills(manifest: Manifest, job: Job, run: str) -> None:
     """Raise UsageError if appending the whole input would duplicate a backfill's rows."""
     if job.output.mode != "append":
         return
-    windows = sum(entry.window is not None for entry in manifest.commits)
+    windows = sum(e.window is not None and e.run != run for e in manifest.commits)
     if windows:
         raise UsageError(
             f"{job.output.uri} contains {plural(windows, 'window')} that backfills have "
@@ -812,13 +818,25 @@ def _is_published(storage: Storage, record: RunRecord) -> bool:
 
 def _resume(
     record: RunRecord,
+    records: list[RunRecord],
     code: str,
     settings: Settings,
     storage: Storage,
-    resume: ResumeOptions,
+    *,
+    accept_code: bool,
 ) -> PreparedRun:
+    """Open a run that is planned, if its code, its tables and its output allow that.
+
+    Args:
+        record: Record of the run.
+        records: Records of all runs of the output.
+        code: Fingerprint of the code as it is now.
+        settings: Settings of transforms.
+        storage: Where input and output are.
+        accept_code: Resume it even if the code has changed.
+    """
     job = Ledger(storage, record.output, record.run).job()
-    if record.fingerprint != code and not resume.accept_code:
+    if record.fingerprint != code and not accept_code:
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and "
             f"{explain_code(record, code, job, settings)}",
@@ -841,6 +859,12 @@ def _resume(
             refuse_outdated(table_log, record, plan, manifest)
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [record.run])
+        if mode == "append" and record.backfill is None:
+            own = each.job()
+            _refuse_after_backfills(manifest, own, record.run)
+            others = [r for r in runs_of_job(job, storage, records) if r.run != record.run]
+            earlier = [Ledger(storage, each.output, other.run) for other in others]
+            refuse_appending_again(table_log, manifest, earlier, plan)
     changes = None if is_in_place(job) else input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

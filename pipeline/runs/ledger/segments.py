@@ -27,7 +27,7 @@ from pipeline.runs.ledger.records import (
 from pipeline.storage.documents import problem_of
 
 MAX_PACKED: Final = 16 << 20
-"""Maximum stored bytes of a segment. One of 200 completions has about 60 KB."""
+"""Maximum stored bytes of a segment. One of 500 completions has about 150 KB."""
 MAX_TEXT: Final = 64 << 20
 """Maximum bytes of an uncompressed segment: 32 KB can hold a gigabyte of zeros."""
 MAX_LINE: Final = 1 << 20

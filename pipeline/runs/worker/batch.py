@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 import uuid
@@ -63,6 +62,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BUDGET_SECONDS = 120.0
 """Maximum seconds that a worker retries a chunk's transient errors; the next round retries too."""
+CANCEL_SECONDS = 2.0
+"""Seconds between two looks for a request to stop, after a chunk; a batch lasts seconds."""
 TIMEOUT_EXIT = 75
 """Exit code of a worker that exits because a chunk hangs (EX_TEMPFAIL)."""
 _COUNTS = tuple(each.name for each in fields(metrics.RequestCounts))
@@ -164,7 +165,7 @@ class Attempt:
     """Schemas of their outputs, as JSON."""
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
-    looked: float = -math.inf
+    looked: float = field(default_factory=time.monotonic)
     """Time of the last look for a request to stop."""
     decoded: int = 0
     left: int = 0
@@ -189,17 +190,21 @@ class Attempt:
         self.entries.append(replace(done, **{name: getattr(counts, name) for name in _COUNTS}))
 
     def flush_if_due(self) -> None:
-        """Store what is not stored yet, if it is time to; then end if the run is cancelled."""
+        """Store what is not stored yet, if it is time to; end if the run is cancelled."""
         limits = self.context.settings.batches
         late = time.monotonic() - self.flushed >= limits.flush_seconds
         if late or len(self.entries) >= limits.flush_chunks:
             self.flush()
-            if self.flushed - self.looked >= limits.flush_seconds:
-                self.looked = self.flushed
-                self._end_if_cancelled()
+        self._end_if_cancelled()
 
     def _end_if_cancelled(self) -> None:
+        """Look for a request to stop, now and then; if there is one, store what is done and end."""
+        now = time.monotonic()
+        if now - self.looked < CANCEL_SECONDS:
+            return
+        self.looked = now
         if self.context.ledger.is_cancelled():
+            self.flush()
             run = self.context.record.run
             raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
 

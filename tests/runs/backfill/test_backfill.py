@@ -22,13 +22,15 @@ from pipeline.runs.backfill.selection import group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.commit import files_of
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.worker.batch import Batch, map_batch
 from pipeline.storage import Storage
 from pipeline.table.claims import staged_of
-from pipeline.table.errors import FilesMissingError, UploadsVanishedError
+from pipeline.table.errors import CommitsConflictError, FilesMissingError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from tests.support.backfills import Days, days
 
@@ -462,6 +464,54 @@ def test_a_run_does_not_append_what_a_backfill_has_appended(world: Days) -> None
     assert world.manifest_numbers() == before
     world.run(job)
     assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_backfill_does_not_append_what_a_run_has_appended_since(world: Days) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    store = world.create(job)
+    run_serially(job, world.settings, world.storage)
+    assert world.drive(store).counts["skipped"] == len(LEAP)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_run_is_not_resumed_over_what_a_backfill_has_appended(world: Days) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    planned = plan_run(job, world.settings, world.storage, ResumeOptions())
+    world.run(job)
+    with pytest.raises(UsageError, match="windows that backfills have"):
+        run_serially(job, world.settings, world.storage)
+    with pytest.raises(UsageError, match="windows that backfills have"):
+        resume = ResumeOptions(run=planned.ledger.run)
+        run_serially(job, world.settings, world.storage, resume)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_run_that_a_backfill_overtakes_is_a_conflict(world: Days) -> None:
+    """Both are mapped, and only one is published."""
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    planned = plan_run(job, world.settings, world.storage, ResumeOptions())
+    ledger = planned.ledger
+    map_batch(ledger.prefix, planned.fingerprint, Batch("by-hand", f"0-{len(planned.plan)}"))
+    world.run(job)
+    with pytest.raises(CommitsConflictError):
+        publish_run(world.storage, ledger)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_windows_of_another_rule_are_not_appended_over_those_of_a_backfill(world: Days) -> None:
+    kept = {"uri": world.output, "mode": "append"}
+    by_day = world.create(world.job(output=kept))
+    world.run(world.job(output=kept, window={"column": "ds", "grain": "month"}))
+    with pytest.raises(BackfillIncompleteError, match="8 of 8 windows failed"):
+        world.drive(by_day)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_windows_are_not_appended_where_folders_do_not_name_them(world: Days) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append", "partition_by": ["id"]})
+    run_serially(job, world.settings, world.storage)
+    with pytest.raises(UsageError, match="do not name their windows"):
+        world.draft(job)
 
 
 def test_failed_does_not_append_what_was_published_since(world: Days) -> None:

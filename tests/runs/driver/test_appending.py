@@ -9,7 +9,10 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.errors import InputError
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
+from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from tests.support.small import Small
@@ -19,6 +22,10 @@ import polars as pl
 
 def same(frame):
     return frame
+
+def fails_until(frame):
+    import pathlib
+    return frame if pathlib.Path("fixed").exists() else fails(frame)
 
 def total(frame):
     return frame.select(pl.col("v").sum())
@@ -187,3 +194,45 @@ def test_only_what_was_published_counts_as_unchanged(small: Small) -> None:
     write(small, "c")
     small.run(changed(small, "overwrite", "fails"), replan=True)
     assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_run_that_was_published_without_a_chunk(small: Small) -> None:
+    """Nothing notes it as published; the output has the rows of its other chunks."""
+    write(small, "c", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("fails"))
+    [record] = runs_of(small.storage, small.output)
+    ledger = Ledger(small.storage, small.output, record.run)
+    publish_run(small.storage, ledger, without_failed=True)
+    write(small, "c")
+    with pytest.raises(InputError, match=rf"2 objects .*run {record.run}") as refused:
+        small.run(small.job("fails"), replan=True)
+    assert "c.parquet" not in str(refused.value)
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_a_run_that_was_given_up_for_a_new_plan(small: Small) -> None:
+    write(small, "b", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("fails_until"))
+    [given_up] = runs_of(small.storage, small.output)
+    (small.root / "fixed").touch()
+    write(small, "c")
+    small.run(small.job("fails_until"), replan=True)
+    write(small, "d")
+    small.run(small.job("fails_until"))
+    expected = [0, 1, 2, 13, 14, 15, 200, 201, 202, 300, 301, 302]
+    assert values(small) == expected
+    with pytest.raises(InputError, match="2 objects"):
+        small.run(small.job("fails_until"), run=given_up.run)
+    assert values(small) == expected
+
+
+def test_a_given_up_run_does_not_stop_one_that_replaces(small: Small) -> None:
+    write(small, "b", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("fails", mode="error"))
+    write(small, "b")
+    small.run(small.job("fails", mode="error"), replan=True)
+    assert small.run(small.job("fails", mode="error")).mapped == 0
+    assert values(small) == [0, 1, 2, 100, 101, 102]
