@@ -275,8 +275,11 @@ class BackfillRun:
             untyped = {window_progress.labels[self.owner[index]] for index in waiting}
             full = [label for label in full if label not in untyped]
         self._full = full
-        mapping = set(window_progress.in_state("mapping"))
-        window_progress.mark([label for label in self._full if label in mapping], "staged")
+        mapped = set(window_progress.in_state("mapping"))
+        if self.shared.record.options.all_or_nothing:
+            # An earlier attempt has mapped windows that are not retried now.
+            mapped.update(window_progress.in_state("waiting"))
+        window_progress.mark([label for label in self._full if label in mapped], "staged")
 
     def _listen(self, progress: MapProgress) -> None:
         self.shared.check_control()
@@ -322,6 +325,10 @@ class BackfillRun:
             for label in self._full
             if label in staged
         }
+        if options.all_or_nothing and not staged.union(window_progress.in_state("done")).issuperset(
+            self.labels
+        ):
+            windows = {}  # Some are not retried after they failed.
         if not windows and vanished is None:
             return
         is_own = in_window(shared.job.window.windowing(), *self.labels)  # type: ignore[union-attr]

@@ -258,6 +258,36 @@ def test_all_or_nothing_publishes_nothing_when_one_window_fails(world: Days) -> 
     assert world.rows().height == 80
 
 
+@pytest.mark.parametrize(
+    "resume",
+    [BackfillResumeOptions(only_failed=True), BackfillResumeOptions(only=("2024-02-29",))],
+    ids=["failed", "window"],
+)
+def test_all_or_nothing_publishes_all_when_one_window_is_retried(
+    world: Days, resume: BackfillResumeOptions
+) -> None:
+    store = world.create(failing(world, "2024-02-29"), all_or_nothing=True)
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    (world.root / "fixed").touch()
+    assert world.drive(store, resume).state == "done"
+    assert world.manifest_numbers() == 1
+    assert world.rows().height == 80
+
+
+def test_all_or_nothing_waits_for_windows_that_are_not_retried(world: Days) -> None:
+    store = world.create(failing(world, "2024-02-28", "2024-02-29"), all_or_nothing=True)
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    (world.root / "fixed").touch()
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store, BackfillResumeOptions(only=("2024-02-29",)))
+    assert world.manifest_numbers() == 0
+    assert world.drive(store, BackfillResumeOptions(only_failed=True)).state == "done"
+    assert world.manifest_numbers() == 1
+    assert world.rows().height == 80
+
+
 def test_a_canary_that_fails_holds_the_rest(world: Days) -> None:
     store = world.create(failing(world, str(LEAP[4])), canary=1)
     with pytest.raises(BackfillHeldError, match="canary failed") as held:
