@@ -35,6 +35,7 @@ from pipeline.runs.backfill.status import (
     read_status,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
+from pipeline.runs.backfill.windows_table import unreadable_note
 from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.runs.driver.summary import failure_place
 from pipeline.storage import open_storage
@@ -184,6 +185,9 @@ def _figures(status: BackfillStatus) -> dict[str, object]:
     )
     if record.outside is not None:
         rows["left out"] = record.outside
+    unreadable = unreadable_note(status.windows)
+    if unreadable is not None:
+        rows["unreadable"] = unreadable
     rows["output"] = record.output
     if status.driver is not None and status.driver.flow_run:
         rows["Prefect UI"] = status.driver.flow_run

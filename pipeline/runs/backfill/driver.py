@@ -42,6 +42,7 @@ from pipeline.runs.backfill.summary import (
     BackfillSummary,
     Canary,
 )
+from pipeline.runs.backfill.windows_table import unreadable_note
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.session import drive_session, follow
@@ -66,6 +67,8 @@ class Outcome:
     failed: int = 0
     """Windows that failed."""
     notes: list[str] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
+    """Notes about the part of the input that no run reads."""
     canary: Canary | None = None
 
 
@@ -133,6 +136,8 @@ class BackfillDriver:
 
     def _open(self) -> None:
         windows, record = self.store.windows(), self.store.record()
+        left_out = (record.outside, unreadable_note(windows))
+        self.outcome.left_out = tuple(note for note in left_out if note)
         self.progress = WindowProgress(windows)
         before = self.store.progress()
         if before is not None:
@@ -308,7 +313,7 @@ class BackfillDriver:
             batches=self.outcome.batches,
             seconds=time.time() - self.heartbeat.record.started,
             counts=self.progress.counts(),
-            notes=(*([record.outside] if record.outside else []), *self.outcome.notes),
+            notes=(*self.outcome.left_out, *self.outcome.notes),
             canary=self.outcome.canary,
         )
 

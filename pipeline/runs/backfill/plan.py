@@ -36,7 +36,14 @@ from pipeline.runs.backfill.records import (
 )
 from pipeline.runs.backfill.selection import InputWindow, WindowDecision, WindowSelector
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.backfill.windows_table import EMPTIED, chunks_of, members_of, windows_table
+from pipeline.runs.backfill.windows_table import (
+    EMPTIED,
+    chunks_of,
+    members_of,
+    unreadable_note,
+    unreadable_objects,
+    windows_table,
+)
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_in_place, refuse_overlap
@@ -353,7 +360,7 @@ class Drafting:
         plan = planned.result.plan if planned else None
         tables = planned.tables.versions if planned else ()
         chunks = chunks_of(plan, self.rule)
-        windows = windows_table(choices, chunks, options)
+        windows = windows_table(choices, chunks, options, unreadable_objects(plan, self.rule))
         labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
         versions = [table.model_dump_json() for table in tables]
         backfill = name(plan.id if plan else "", *labels, *versions)
@@ -368,7 +375,8 @@ class Drafting:
         windows = windows.with_columns(run=run).match_to_schema(WINDOWS)
         emptied = windows.filter(pl.col("skipped") == EMPTIED)["label"].to_list()
         unknown = sum(choice.is_of_other_scheme for choice in choices)
-        notes = []
+        unreadable = unreadable_note(windows)
+        notes = [] if unreadable is None else [unreadable]
         if emptied:
             notes.append(
                 f"{plural(len(emptied), 'window')} (for example {emptied[0]}) of the output have "

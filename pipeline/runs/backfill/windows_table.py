@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import ceil
 
 import polars as pl
 
 from partitioning import Plan
-from partitioning.window_inputs import windows_of_plan
+from partitioning.window_inputs import label_of_folder, windows_of_plan
 from partitioning.windows import Windowing
 from pipeline.config.units import resolve_limit
+from pipeline.masking import mask_text
+from pipeline.printable import printable_line
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.records import MAX_RUNS, MIN_RUN_BYTES, WINDOWS, Options
 from pipeline.runs.backfill.selection import WindowDecision, group_into_runs, spread
 
 EMPTIED = "the input has no rows of it any more, and the output keeps those from before"
 """Reason why a window of which the output has rows is skipped."""
+_UNREADABLE = r"can(not)? be read\b.*: "
+"""Pattern of the reasons why a window with unreadable objects is skipped."""
 _FIGURES = ("rows", "stored_bytes", "decoded_bytes")
 
 
@@ -30,8 +36,38 @@ def chunks_of(plan: Plan | None, rule: Windowing) -> pl.DataFrame:
     )
 
 
+def unreadable_objects(plan: Plan | None, rule: Windowing) -> dict[str, list[str]]:
+    """Return the objects that planning could not read, each with its reason, by window label."""
+    objects: dict[str, list[str]] = {}
+    for bad in plan.skipped if plan is not None else ():
+        label = label_of_folder(rule, bad.uri.rpartition("/")[0])
+        if label is not None:
+            text = printable_line(mask_text(f"{bad.uri}: {bad.reason}"))
+            objects.setdefault(label, []).append(text)
+    return objects
+
+
+def unreadable_note(windows: pl.DataFrame) -> str | None:
+    """Return a note about the windows of which nothing can be read; None if there are none.
+
+    Args:
+        windows: Windows of a backfill (schema WINDOWS).
+    """
+    labels = windows.filter(pl.col("skipped").str.contains(_UNREADABLE))["label"].to_list()
+    if not labels:
+        return None
+    return (
+        f"nothing of {plural(len(labels), 'window')} (for example {labels[0]}) can be read: the "
+        "output lacks these rows, or keeps those from before; fix the objects, and run the "
+        "backfill again"
+    )
+
+
 def windows_table(
-    choices: list[WindowDecision], chunks: pl.DataFrame, options: Options
+    choices: list[WindowDecision],
+    chunks: pl.DataFrame,
+    options: Options,
+    unreadable: Mapping[str, Sequence[str]],
 ) -> pl.DataFrame:
     """Return one row per window (schema WINDOWS without `run`).
 
@@ -39,6 +75,7 @@ def windows_table(
         choices: Decision about each window, in the order of time.
         chunks: Result of `chunks_of`.
         options: Options that group windows into runs.
+        unreadable: Result of `unreadable_objects`.
     """
     names = ("label", "start", "end", "skipped", "inputs")
     requested = pl.DataFrame(
@@ -51,11 +88,18 @@ def windows_table(
     )
     joined = requested.join(sums, on="label", how="left", maintain_order="left")
     filled = joined.with_columns(pl.col("chunks", *_FIGURES).fill_null(0))
-    # A window whose rows are all filtered out has objects and no chunk.
+    # A window whose rows are all filtered out, or cannot be read, has objects and no chunk.
     is_empty = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
     published = [choice.window.label for choice in choices if choice.is_published]
+    reasons = {
+        choice.window.label: _unreadable_reason(choice, unreadable[choice.window.label])
+        for choice in choices
+        if choice.window.label in unreadable
+    }
     reason = (
-        pl.when(is_empty & pl.col("label").is_in(published))
+        pl.when(is_empty & pl.col("label").is_in(list(reasons)))
+        .then(pl.col("label").replace_strict(reasons, default=None, return_dtype=pl.String))
+        .when(is_empty & pl.col("label").is_in(published))
         .then(pl.lit(EMPTIED))
         .when(is_empty)
         .then(pl.lit("the filter excludes all of it"))
@@ -87,6 +131,19 @@ def _row(choice: WindowDecision) -> tuple[str, str, str | None, str | None, str 
     end = None if window.end is None else window.end.isoformat()
     inputs = choice.input.inputs if choice.input else None
     return window.label, _moment(window.start), end, choice.skipped, inputs
+
+
+def _unreadable_reason(choice: WindowDecision, objects: Sequence[str]) -> str:
+    """Say why nothing of a window can be read, with the first of its unreadable objects."""
+    count = max(choice.input.objects if choice.input else 0, len(objects))
+    if len(objects) < count:
+        return (
+            f"{len(objects):,} of its {count:,} objects cannot be read, and there are no other "
+            f"rows: {objects[0]}"
+        )
+    if count == 1:
+        return f"its only object cannot be read: {objects[0]}"
+    return f"none of its {count:,} objects can be read: {objects[0]}"
 
 
 def _moment(start: datetime | str) -> str:

@@ -617,3 +617,53 @@ def test_uploads_that_vanish_when_all_is_mapped_are_mapped_again(
     assert driver.run().state == "done"
     assert lost
     assert_frame_equal(world.rows(), world.expected())
+
+
+def spoil(world: Days, day: date, parts: int = 2) -> None:
+    for part in range(parts):
+        (world.input / f"ds={day}" / f"{part}.parquet").write_bytes(b"garbage" * 10)
+
+
+@pytest.mark.parametrize("action", ["skip", "quarantine"])
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_window_without_readable_objects_says_so(
+    world: Days, action: str, is_published: bool
+) -> None:
+    job = world.job(input={"uri": str(world.input), "on_bad_object": action})
+    if is_published:
+        world.run(job)
+    spoil(world, LEAP[3])
+    drafted = world.draft(job, reprocess="all")
+    skipped = drafted.windows.filter(pl.col("skipped").is_not_null())
+    assert skipped["label"].to_list() == [str(LEAP[3])]
+    [reason] = skipped["skipped"].to_list()
+    assert reason.startswith("none of its 2 objects can be read: ")
+    assert f"ds={LEAP[3]}/0.parquet: " in reason
+    [note] = drafted.notes
+    assert f"nothing of 1 window (for example {LEAP[3]}) can be read" in note
+    summary = world.run(job, reprocess="all")
+    assert (summary.counts["done"], summary.counts["skipped"]) == (7, 1)
+    assert note in summary.notes
+    assert world.rows().height == (80 if is_published else 70)
+    world.write([LEAP[3]], value=7.0)
+    assert world.draft(job, reprocess="changed").record.todo == 1
+
+
+def test_a_window_with_some_readable_objects_is_done(world: Days) -> None:
+    spoil(world, LEAP[3], parts=1)
+    job = world.job(input={"uri": str(world.input), "on_bad_object": "quarantine"})
+    drafted = world.draft(job)
+    assert (drafted.record.todo, drafted.notes) == (8, ())
+
+
+def test_a_window_whose_readable_objects_have_no_rows_says_what_cannot_be_read(
+    world: Days,
+) -> None:
+    spoil(world, LEAP[3], parts=1)
+    other = world.input / f"ds={LEAP[3]}" / "1.parquet"
+    pl.read_parquet(other).clear().write_parquet(other)
+    job = world.job(input={"uri": str(world.input), "on_bad_object": "quarantine"})
+    drafted = world.draft(job)
+    [reason] = drafted.windows["skipped"].drop_nulls().to_list()
+    assert reason.startswith("1 of its 2 objects cannot be read, and there are no other rows: ")
+    assert len(drafted.notes) == 1
