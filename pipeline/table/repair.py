@@ -35,6 +35,7 @@ from pipeline.table.retention import (
     unnamed_keys,
     visible_keys,
 )
+from pipeline.table.settle import settle
 
 Situation = Literal[
     "head missing",
@@ -313,13 +314,26 @@ def _fix_pointer(table_log: TableLog) -> None:
     except DamagedStateError as error:
         etag = error.etag
     newest = stored_manifests(table_log.storage, table_log.state)[-1]
-    give_up(table_log, newest, etag, table_log.unpublished(newest))
+    _give_up_unpublished(table_log, newest, etag)
 
 
 def _give_up_forgotten(table_log: TableLog) -> None:
     head, etag = table_log.head()
     if head.publishing is None:
-        give_up(table_log, head.current, etag, table_log.unpublished(head.current))
+        _give_up_unpublished(table_log, head.current, etag)
+
+
+def _give_up_unpublished(table_log: TableLog, newest: int, etag: str | None) -> None:
+    """Give up every frozen commit that is in no manifest, on top of the newest manifest.
+
+    Its publisher may have died before it moved the replaced files. With a release on top, they
+    would count as orphans, and be deleted although their version is kept. A table's replaced files
+    stay where they are.
+    """
+    manifest = table_log.manifest(newest)
+    if not manifest.table:
+        settle(table_log, manifest)
+    give_up(table_log, newest, etag, table_log.unpublished(newest))
 
 
 def _settle_claim(table_log: TableLog) -> None:

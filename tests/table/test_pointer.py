@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 
@@ -14,7 +15,7 @@ from pipeline.runs.driver.publish import publish_run
 from pipeline.storage.documents import seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError, ManifestConflictError
 from pipeline.table.publish import prepare_output, rollback
-from pipeline.table.repair import diagnose, repair
+from pipeline.table.repair import _give_up_forgotten, diagnose, repair
 from pipeline.table.retention import locate
 from tests.support.runs_by_hand import plan_of
 from tests.table.conftest import Output
@@ -90,6 +91,27 @@ def test_versions_that_were_kept_can_still_be_gone_back_to(output: Output) -> No
     output.storage.delete(output.table_log.head_file.uri)
     repair(output.table_log)
     # The repair's manifest has the files of the second: one before is the first.
+    assert rollback(output.table_log).rollback_of == 1
+    assert verify_output(output.storage, output.uri).problems == ()
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("kind", ["head missing", "head behind", "claim lost"])
+def test_repair_keeps_the_files_that_a_dead_publisher_did_not_move(
+    output: Output, kind: str
+) -> None:
+    output.publish(PLAN, "overwrite", "a")
+    old = output.storage.get(output.table_log.head_file.uri).data
+    with patch("pipeline.table.settle.move_replaced"):
+        output.publish(OTHER, "overwrite", "b")
+    match kind:
+        case "head missing":
+            output.storage.delete(output.table_log.head_file.uri)
+        case "head behind":
+            output.storage.put(output.table_log.head_file.uri, old)
+        case _:
+            _give_up_forgotten(output.table_log)
+    repair(output.table_log)
     assert rollback(output.table_log).rollback_of == 1
     assert verify_output(output.storage, output.uri).problems == ()
 
