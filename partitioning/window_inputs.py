@@ -40,7 +40,7 @@ def inputs_of_listing(listing: Listing, windowing: Windowing) -> dict[str, Windo
     """Return the objects of each window of a listing, by label, in order.
 
     This shows, before planning, which windows the input has and which have changed (compare the
-    digests with `CommitEntry.inputs` in the manifest of an output). Objects with a null are in no
+    digests with those of an earlier listing). Objects with a null are in no
     time window, and not counted.
 
     Raises:

@@ -166,7 +166,8 @@ class CommitEntry(_Record):
     code: str = ""
     """Fingerprints of the transform, joined by commas. Old commits have none."""
     inputs: str = ""
-    """Digest of the window's objects (see `partitioning.inputs_digest`)."""
+    """Digest of the window's objects (see `partitioning.inputs_digest`), and of options of the job
+    that change its rows, if any is set."""
     columns: str = ""
     """Digest of the columns of its files, independent of their order (see `Commit.columns`). Old
     commits have none."""

@@ -34,7 +34,12 @@ from pipeline.runs.backfill.records import (
     Options,
     digest,
 )
-from pipeline.runs.backfill.selection import InputWindow, WindowDecision, WindowSelector
+from pipeline.runs.backfill.selection import (
+    InputWindow,
+    WindowDecision,
+    WindowSelector,
+    digest_inputs,
+)
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import (
     EMPTIED,
@@ -324,7 +329,7 @@ class Drafting:
         """Return the windows of the whole input: their objects by label, and in order."""
         inputs = inputs_of_listing(listing, self.rule)
         by_label = {
-            label: InputWindow(part.objects, part.bytes, part.digest)
+            label: InputWindow(part.objects, part.bytes, digest_inputs(self.job, part.digest))
             for label, part in inputs.items()
         }
         return by_label, tuple(sorted(part.window for part in inputs.values()))

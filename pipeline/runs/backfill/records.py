@@ -174,7 +174,7 @@ _WINDOWS: dict[str, Any] = {
     "rows": pl.Int64,
     "stored_bytes": pl.Int64,
     "decoded_bytes": pl.Int64,
-    "inputs": pl.String,  # digest of its objects
+    "inputs": pl.String,  # see `selection.digest_inputs`
 }
 WINDOWS = pl.Schema(_WINDOWS)
 """Columns of a backfill's windows, one row per window, in the order of time."""

@@ -101,7 +101,7 @@ class BackfillRun:
     owner: Ranks
     """Rank of each chunk's window."""
     inputs: dict[str, str]
-    """Digest of each window's objects."""
+    """Digest of each window's objects and options (see `selection.digest_inputs`)."""
     map_stage: MapStage | None = None
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)

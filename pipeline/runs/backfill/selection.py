@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
 
 from partitioning.windows import Window
+from pipeline.config.job import Job, keys_at_default
 from pipeline.runs.backfill.records import Reprocess
 from pipeline.runs.transforms.fingerprint import scheme_of
 
@@ -17,7 +23,41 @@ class InputWindow:
     objects: int
     bytes: int
     inputs: str
-    """Digest of the objects' names, ETags and sizes."""
+    """Digest of the objects and of the job's options (see `digest_inputs`)."""
+
+
+_INPUT_KEYS = ("filter", "columns", "object_column", "types", "int96", "hive_types", "schema_")
+"""Keys of a job's input, next to those that select objects, that change its rows."""
+_OUTPUT_KEYS = ("keep", "rename")
+"""Keys of a job's output that change its rows."""
+
+
+def digest_inputs(job: Job, objects: str) -> str:
+    """Return the digest of what a window is made from, besides the code.
+
+    It is stored with the window's commit, and another one means that the window has changed. With
+    all options at their defaults it is the digest of the objects, as releases have stored it.
+
+    Args:
+        job: The job.
+        objects: Digest of the window's objects (see `partitioning.inputs_digest`).
+    """
+    options: dict[str, dict[str, Any]] = {
+        "input": _changed_keys(job.input, _INPUT_KEYS),
+        "output": _changed_keys(job.output, _OUTPUT_KEYS),
+    }
+    rows = job.checks.rows
+    if rows is not None and rows.severity == "quarantine":
+        options["rows"] = {"schema": rows.schema_}
+    if not any(options.values()):
+        return objects
+    text = json.dumps([objects, options], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _changed_keys(part: BaseModel, names: Sequence[str]) -> dict[str, Any]:
+    """Return those of some keys that are not at their defaults, as JSON."""
+    return part.model_dump(mode="json", include=set(names) - keys_at_default(part, *names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +68,7 @@ class OutputWindow:
     code: str
     """Fingerprint of the transform that made it; empty if unknown."""
     inputs: str
-    """Digest of the objects it was made from; empty if unknown."""
+    """Digest of the objects and options it was made from; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class WindowChunks:
     chunks: Sequence[str]
     """Ids of the chunks (see `partitioning.windows_of_plan`)."""
     inputs: str = ""
-    """Digest of the window's objects (see `partitioning.inputs_of_plan`)."""
+    """Digest of the window's objects and options (see `backfill.selection.digest_inputs`)."""
     files: Sequence[str] | None = None
     """Ids of its merged files; None: each chunk is a file."""
 

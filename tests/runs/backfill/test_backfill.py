@@ -18,7 +18,7 @@ from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.runs.backfill.plan import WindowSelection, create
 from pipeline.runs.backfill.records import BackfillResumeOptions, Options
-from pipeline.runs.backfill.selection import group_into_runs
+from pipeline.runs.backfill.selection import digest_inputs, group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.commit import files_of
@@ -164,6 +164,50 @@ def test_changed_maps_what_other_code_has_made(world: Days) -> None:
     world.run(world.job())
     assert world.draft(world.job(), reprocess="changed").record.todo == 0
     assert world.draft(world.job("triple"), reprocess="changed").record.todo == 8
+
+
+def test_changed_maps_what_other_options_of_the_job_have_made(world: Days) -> None:
+    world.run(world.job())
+    some_rows = [["value", ">", 5]]
+    filtered = world.job(input={"uri": str(world.input), "filter": some_rows})
+    assert world.draft(filtered, reprocess="changed").record.todo == 8
+    world.run(filtered, reprocess="changed")
+    assert world.draft(filtered, reprocess="changed").up_to_date is not None
+    assert world.draft(world.job(), reprocess="changed").record.todo == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "changes_rows"),
+    [
+        ({"input": {"filter": [["value", ">", 5]]}}, True),
+        ({"input": {"columns": ["id", "value"]}}, True),
+        ({"input": {"types": {"value": "float32"}}}, True),
+        ({"input": {"hive_types": {"ds": "string"}}}, True),
+        ({"input": {"int96": "ns"}}, True),
+        ({"input": {"object_column": "object"}}, True),
+        ({"input": {"schema": "union"}}, True),
+        ({"output": {"keep": "all"}}, True),
+        ({"output": {"keep": "all", "rename": {"id": "key"}}}, True),
+        ({"checks": {"rows": {"schema": "m:Rows", "severity": "quarantine"}}}, True),
+        ({"checks": {"rows": {"schema": "m:Rows", "severity": "block"}}}, False),
+        ({"input": {"verify_checksums": True}}, False),
+        ({"output": {"compression": "lz4", "keep_versions": 3}}, False),
+        ({"retries": 9}, False),
+        ({}, False),
+    ],
+)
+def test_options_that_change_rows_count_as_inputs(
+    world: Days, more: dict[str, Any], changes_rows: bool
+) -> None:
+    plain = world.job().model_dump(by_alias=True, exclude_unset=True)
+    parts = {
+        key: {**plain.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in more.items()
+    }
+    job = Job.model_validate({**plain, **parts})
+    digest = digest_inputs(job, "0" * 32)
+    assert (digest != "0" * 32) == changes_rows
+    assert digest != digest_inputs(job, "1" * 32), "the objects count, too"
 
 
 def test_code_of_another_scheme_is_not_known_to_have_changed(
