@@ -16,6 +16,7 @@ from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import InputError
+from pipeline.report.humanize import plural
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
@@ -122,12 +123,11 @@ def _appended_error(output: str, appended: dict[str, str]) -> InputError:
     shown = ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
     runs = sorted(set(appended.values()))
     by = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs"
-    single = len(names) == 1
-    objects = "object of the input was" if single else "objects of the input were"
     return InputError(
-        f"{len(names):,} {objects} replaced or put back since {by} appended "
-        f"{'its' if single else 'their'} rows to {output}; appending again would duplicate rows: "
-        f"{shown}",
+        f"{output} has rows of {plural(len(names), 'object')} of the input already, which {by} "
+        "appended before they were replaced, put back or planned again; appending again would "
+        f"duplicate rows: {shown}",
         hint="set output.mode to overwrite, or to overwrite-partitions if input and output have "
-        "the same partitions; or restore the earlier versions of the objects",
+        "the same partitions; or restore the earlier versions of the objects, and finish what is "
+        f"unfinished: chunkmap retry {runs[-1]}",
     )
