@@ -208,7 +208,8 @@ def test_a_reduced_case_is_much_like_the_whole(workers: int, chunks: int, size: 
     assert part.reduced.chunks < chunks
     assert near.seconds == pytest.approx(exact.seconds, rel=0.1)
     assert near.threads.useful == pytest.approx(exact.threads.useful, rel=0.01)
-    assert near.driver.total() == pytest.approx(exact.driver.total(), rel=0.2)
+    # Of ten workers few batches are simulated, whose number depends on single chunks.
+    assert near.driver.total() == pytest.approx(exact.driver.total(), rel=0.25)
     assert near.puts == pytest.approx(exact.puts, rel=0.1)
     assert near.chunks == pytest.approx(exact.chunks, rel=0.001)
 

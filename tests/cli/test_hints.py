@@ -129,7 +129,7 @@ def test_ctrl_c_during_a_backfill(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_that_follow_a_background_driver(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = {"pid": 7, "log": "some.log"}
+    started = {"pid": 7, "log": "some.log", "begun": True}
     monkeypatch.setattr(create, "start_detached", lambda *_, **__: started)
     store: Any = SimpleNamespace(backfill="9c1d", output="s3://shop/out/", driver=lambda: None)
     create._detach(

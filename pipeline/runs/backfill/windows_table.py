@@ -138,12 +138,12 @@ def _unreadable_reason(choice: WindowDecision, objects: Sequence[str]) -> str:
     count = max(choice.input.objects if choice.input else 0, len(objects))
     if len(objects) < count:
         return (
-            f"{len(objects):,} of its {count:,} objects cannot be read, and there are no other "
-            f"rows: {objects[0]}"
+            f"{len(objects):,} of its {plural(count, 'object')} cannot be read, and there are no "
+            f"other rows: {objects[0]}"
         )
     if count == 1:
         return f"its only object cannot be read: {objects[0]}"
-    return f"none of its {count:,} objects can be read: {objects[0]}"
+    return f"none of its {plural(count, 'object')} can be read: {objects[0]}"
 
 
 def _moment(start: datetime | str) -> str:
