@@ -40,7 +40,16 @@ from pipeline.table.errors import (
 )
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import ADOPT, Claim, Commit, CommitEntry, Head, Manifest, run_of
+from pipeline.table.manifest import (
+    ADOPT,
+    Claim,
+    Commit,
+    CommitEntry,
+    Head,
+    Manifest,
+    folders,
+    run_of,
+)
 from pipeline.table.replay import Footprint, live_folders, may_overlap, window_label
 from pipeline.table.retention import (
     claimed_files,
@@ -498,6 +507,7 @@ def _find_conflict(
     """Find a commit since the manifest `base` that this commit must not replace."""
     mode = commit.entry.mode
     base_names = table_log.names(base)
+    labels: dict[str, set[str | None]] = {}
     for other in current.commits:
         if other.name in base_names or not other.adds_files:
             continue
@@ -509,7 +519,7 @@ def _find_conflict(
         elif mode in {"error", "overwrite"}:
             return other
         elif mode == "append":
-            if _has_same_window(table_log, commit, other):
+            if _has_same_window(table_log, commit, other, labels):
                 return other
         elif mode == "overwrite-partitions" and may_overlap(commit.entry, other):
             [footprint] = table_log.footprints([other])
@@ -518,11 +528,19 @@ def _find_conflict(
     return None
 
 
-def _has_same_window(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:
+def _has_same_window(
+    table_log: TableLog, commit: Commit, other: CommitEntry, labels: dict[str, set[str | None]]
+) -> bool:
     """Whether a commit that appends may have rows of the same window as another one.
 
     Windows of another rule, and runs as a whole, are compared by the folders of their files: one
     that names no window may have rows of any.
+
+    Args:
+        table_log: Table log of the output.
+        commit: The commit.
+        other: The other one.
+        labels: Windows of the commit's folders, by rule, as far as they are known.
     """
     mine = commit.entry
     if mine.window is None and other.window is None:
@@ -531,10 +549,14 @@ def _has_same_window(table_log: TableLog, commit: Commit, other: CommitEntry) ->
         return True
     if None not in (mine.window, other.window) and mine.rule == other.rule:
         return False
-    cut = mine if mine.window is not None else other
-    [footprint] = [Footprint.of(commit)] if cut is other else table_log.footprints([other])
-    labels = {window_label(cut.rule, folder) if cut.rule else None for folder in footprint.folders}
-    return None in labels or cut.window in labels
+    if mine.window is not None:
+        [footprint] = table_log.footprints([other])
+        found = {window_label(mine.rule, f) if mine.rule else None for f in footprint.folders}
+        return None in found or mine.window in found
+    if other.rule not in labels:
+        own = set(folders(commit.files))
+        labels[other.rule] = {window_label(other.rule, f) if other.rule else None for f in own}
+    return None in labels[other.rule] or other.window in labels[other.rule]
 
 
 def _repeats(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:

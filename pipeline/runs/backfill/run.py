@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -107,6 +107,8 @@ class BackfillRun:
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
     """Why a completed window was not published over what other runs have, by its label."""
+    _others: set[str] = field(default_factory=set)
+    """Those of these windows that the output has."""
     _refused: dict[str, str] = field(default_factory=dict)
     """What checks say of a completed window that they refuse, by its label."""
     _voided: list[str] = field(default_factory=list)
@@ -331,6 +333,7 @@ class BackfillRun:
             windows = {}  # Some are not retried after they failed.
         if not windows and vanished is None:
             return
+        lost: Collection[str] = ()
         is_own = in_window(shared.job.window.windowing(), *self.labels)  # type: ignore[union-attr]
         unreadable = unreadable_uris(self.plan, self.ledger.read(), is_own)
         refuse_many_quarantined(shared.job, self.plan, unreadable)
@@ -361,13 +364,13 @@ class BackfillRun:
         window_progress.mark(done, "done")
         log.info("%s: published %s", self.name, plural(len(done), "window"))
         # With reprocess missing, a conflict is fine where the output lacks the window no more.
-        found: Container[str] = ()
-        if self._conflicts and options.reprocess == "missing" and not options.all_or_nothing:
+        if lost and options.reprocess == "missing" and not options.all_or_nothing:
             with shared.publishing:
                 rule = shared.job.window.windowing()  # type: ignore[union-attr]
-                found = materialised_windows(shared.table_log, rule)
-        window_progress.mark([w for w in self._conflicts if w in found], "skipped")
-        window_progress.mark([w for w in self._conflicts if w not in found], "failed")
+                find = partial(materialised_windows, shared.table_log, rule)
+                self._others |= retry_until_available(find).keys() & set(lost)
+        window_progress.mark([w for w in self._conflicts if w in self._others], "skipped")
+        window_progress.mark([w for w in self._conflicts if w not in self._others], "failed")
         window_progress.mark(self._refused, "failed")
 
     def _published_windows(self) -> set[str]:

@@ -7,7 +7,7 @@ overwrites and reads only changed objects (`input.changed_only`) would drop the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import polars as pl
 
@@ -15,11 +15,14 @@ from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
-from pipeline.errors import InputError
+from pipeline.errors import InputError, JobError, ObjectMissingError, StateError
 from pipeline.report.humanize import plural
+from pipeline.runs.driver.job_changes import is_same_job
+from pipeline.runs.ledger.keys import folders_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Manifest
+from pipeline.table.manifest import CommitEntry, Manifest
+from pipeline.table.replay import window_label
 
 MAX_NAMED = 5
 """Maximum number of objects that an error names."""
@@ -51,6 +54,57 @@ def refuse_appending_again(
             appended |= dict.fromkeys(uris, ledger.run)
     if appended:
         raise _appended_error(table_log.output, appended)
+
+
+def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
+    """Refuse to go on with a run whose rows others have appended since it was planned.
+
+    Args:
+        table_log: Log of the output.
+        manifest: Current manifest of the output.
+        ledger: Ledger of a run that appends as a whole.
+
+    Raises:
+        InputError: other runs of the same job have appended the same objects, or backfills the same
+            windows.
+    """
+    record, job = ledger.record(), ledger.job()
+    entries = table_log.history(manifest.number, record.base)
+    others = [entry for entry in entries if entry.adds_files and entry.run != record.run]
+    if not others:
+        return
+    live = {entry.name for entry in manifest.commits}
+    windows = [entry for entry in others if entry.window is not None and entry.name in live]
+    if windows:
+        _refuse_windows(table_log.output, ledger, windows)
+    runs = sorted({entry.run for entry in others if entry.window is None and entry.run})
+    ledgers = (Ledger(table_log.storage, table_log.output, run) for run in runs)
+    earlier = [other for other in ledgers if _has_job(other, job)]
+    refuse_appending_again(table_log, manifest, earlier, ledger.plan())
+
+
+def _refuse_windows(output: str, ledger: Ledger, windows: Sequence[CommitEntry]) -> None:
+    folders = {folder.rstrip("/") for folder in folders_of(ledger.plan()).unique().to_list()}
+    labels = {
+        rule: {window_label(rule, folder) if rule else None for folder in folders}
+        for rule in {entry.rule for entry in windows}
+    }
+    common = [e for e in windows if not labels[e.rule].isdisjoint((None, e.window))]
+    if common:
+        raise InputError(
+            f"{output} has {plural(len(common), 'window')} that backfills have published since run "
+            f"{ledger.run} was planned, such as {common[0].window}; it would append their rows "
+            "again",
+            hint="append what is missing: chunkmap backfill create JOB.yaml",
+        )
+
+
+def _has_job(ledger: Ledger, job: Job) -> bool:
+    """Whether a run has the same job; False if its stored job is damaged or missing."""
+    try:
+        return is_same_job(ledger.job(), job)
+    except (StateError, JobError, ObjectMissingError):
+        return False
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:

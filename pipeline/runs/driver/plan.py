@@ -33,7 +33,11 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.report.humanize import plural
-from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
+from pipeline.runs.driver.appending import (
+    refuse_appended_since,
+    refuse_appending_again,
+    refuse_losing_rows,
+)
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.check_stage import refuse_impossible
 from pipeline.runs.driver.former_folders import refuse_former_folders
@@ -421,15 +425,20 @@ def plan_run(
     accept = resume.accept_code
     if resume.run is not None:
         record = _find_record(records, resume.run)
-        return _resume(record, records, code, settings, storage, accept_code=accept)
+        return _resume(record, code, settings, storage, accept_code=accept)
     same = runs_of_job(job, storage, records)
     published = [record for record in same if _is_published(storage, record)]
     # Runs before one that is published were given up for it (`--replan`, `--rebuild`).
     unfinished = same[same.index(published[-1]) + 1 :] if published else same
     if unfinished and not resume.replan:
-        again = unfinished[-1]
-        resumed = _resume(again, records, code, settings, storage, accept_code=accept)
-        return _adopt_free_keys(job, resumed)
+        try:
+            resumed = _resume(unfinished[-1], code, settings, storage, accept_code=accept)
+        except InputError:
+            # Another run has appended its objects since, e.g. one that was resumed by its id.
+            if job.output.mode != "append" or not published:
+                raise
+        else:
+            return _adopt_free_keys(job, resumed)
     ledgers, done = (
         tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
@@ -591,7 +600,7 @@ class _NewRun:
             manifest = prepare_output(table_log, mode, run)
         except OutputNotEmptyError as error:
             raise self.rebuild.explain(error) from error
-        _refuse_after_backfills(manifest, job, run)
+        _refuse_after_backfills(manifest, job)
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [run])
         if job.output.mode == "append":
@@ -736,11 +745,11 @@ def _footprint(mode: str, rule: str, label: str | None, folders: list[str]) -> F
     return Footprint(entry, replaces, dict.fromkeys(folders, ()))
 
 
-def _refuse_after_backfills(manifest: Manifest, job: Job, run: str) -> None:
+def _refuse_after_backfills(manifest: Manifest, job: Job) -> None:
     """Raise UsageError if appending the whole input would duplicate a backfill's rows."""
     if job.output.mode != "append":
         return
-    windows = sum(e.window is not None and e.run != run for e in manifest.commits)
+    windows = sum(entry.window is not None for entry in manifest.commits)
     if windows:
         raise UsageError(
             f"{job.output.uri} contains {plural(windows, 'window')} that backfills have "
@@ -818,7 +827,6 @@ def _is_published(storage: Storage, record: RunRecord) -> bool:
 
 def _resume(
     record: RunRecord,
-    records: list[RunRecord],
     code: str,
     settings: Settings,
     storage: Storage,
@@ -829,7 +837,6 @@ def _resume(
 
     Args:
         record: Record of the run.
-        records: Records of all runs of the output.
         code: Fingerprint of the code as it is now.
         settings: Settings of transforms.
         storage: Where input and output are.
@@ -860,11 +867,7 @@ def _resume(
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [record.run])
         if mode == "append" and record.backfill is None:
-            own = each.job()
-            _refuse_after_backfills(manifest, own, record.run)
-            others = [r for r in runs_of_job(job, storage, records) if r.run != record.run]
-            earlier = [Ledger(storage, each.output, other.run) for other in others]
-            refuse_appending_again(table_log, manifest, earlier, plan)
+            refuse_appended_since(table_log, manifest, each)
     changes = None if is_in_place(job) else input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

@@ -9,9 +9,11 @@ from typing import TypeVar
 import polars as pl
 
 from partitioning.window_inputs import windows_of_plan
+from partitioning.windows import Windowing
 from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
+from pipeline.runs.driver.appending import refuse_appended_since
 from pipeline.runs.driver.check_stage import CheckStage, refusal, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
@@ -110,6 +112,7 @@ def publish_run(
         SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
             the output.
         UsageError: windows are given, and the job has none or a mode that replaces the output.
+        InputError: other runs of the job have appended the same objects or windows meanwhile.
     """
     table_log = table_log or TableLog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()
@@ -128,9 +131,12 @@ def publish_run(
     measured = progress.completions if job.output.merges else done
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
     publish = publish_all if together or rule is None else _publish_without_conflicts
-    files = done if job.output.merges else None
     columns = result_columns(progress, measured)
-    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record, files, columns)
+    checking = CheckStage(
+        *(storage, ledger, table_log, ledger.checks(), record),
+        files=done if job.output.merges else None,
+        columns=columns,
+    )
     results: dict[str | None, list[CheckResult]] = {}
     published: list[Commit] = []
     try:
@@ -148,6 +154,7 @@ def publish_run(
                 refuse(ledger.run, results)
             if not drafts:
                 break
+            _refuse_appended(ledger, table_log, manifest, rule)
             result = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
             manifest = result.manifest
             published += result.commits
@@ -163,6 +170,15 @@ def publish_run(
     finish_run(ledger, table_log, progress, manifest, own=own, published=published)
     refuse(ledger.run, results)
     return manifest.number
+
+
+def _refuse_appended(
+    ledger: Ledger, table_log: TableLog, manifest: Manifest, rule: Windowing | None
+) -> None:
+    """Refuse to append a run as a whole again; windows are compared when they are claimed."""
+    record = ledger.record()
+    if record.mode == "append" and record.backfill is None and rule is None:
+        refuse_appended_since(table_log, manifest, ledger)
 
 
 def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:

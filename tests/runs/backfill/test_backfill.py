@@ -15,12 +15,13 @@ from polars.testing import assert_frame_equal
 
 from partitioning.errors import WindowError
 from pipeline.config.job import Job
-from pipeline.errors import ConflictError, RunCancelledError, UsageError
+from pipeline.errors import ConflictError, InputError, RunCancelledError, UsageError
 from pipeline.runs.backfill.plan import WindowSelection, create
 from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.selection import digest_inputs, group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
+from pipeline.runs.driver import publish
 from pipeline.runs.driver.commit import files_of
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
@@ -552,23 +553,39 @@ def test_a_run_is_not_resumed_over_what_a_backfill_has_appended(world: Days) -> 
     job = world.job(output={"uri": world.output, "mode": "append"})
     planned = plan_run(job, world.settings, world.storage, ResumeOptions())
     world.run(job)
-    with pytest.raises(UsageError, match="windows that backfills have"):
+    with pytest.raises(InputError, match="8 windows that backfills have"):
         run_serially(job, world.settings, world.storage)
-    with pytest.raises(UsageError, match="windows that backfills have"):
+    with pytest.raises(InputError, match="8 windows that backfills have"):
         resume = ResumeOptions(run=planned.ledger.run)
         run_serially(job, world.settings, world.storage, resume)
     assert_frame_equal(world.rows(), world.expected())
 
 
-def test_a_run_that_a_backfill_overtakes_is_a_conflict(world: Days) -> None:
+def test_a_run_that_a_backfill_overtakes_is_a_conflict(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both are mapped, and only one is published."""
     job = world.job(output={"uri": world.output, "mode": "append"})
     planned = plan_run(job, world.settings, world.storage, ResumeOptions())
     ledger = planned.ledger
     map_batch(ledger.prefix, planned.fingerprint, Batch("by-hand", f"0-{len(planned.plan)}"))
     world.run(job)
+    with pytest.raises(InputError, match="8 windows that backfills have"):
+        publish_run(world.storage, ledger)
+    # Nor if the backfill publishes between that look and the claim.
+    monkeypatch.setattr(publish, "refuse_appended_since", lambda *_: None)
     with pytest.raises(CommitsConflictError):
         publish_run(world.storage, ledger)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_run_is_resumed_after_a_backfill_of_other_windows(world: Days) -> None:
+    kept = {"uri": world.output, "mode": "append"}
+    early = {"uri": str(world.input), "filter": [["ds", "<", "2024-02-28"]]}
+    job, part = world.job(output=kept), world.job(output=kept, input=early)
+    planned = plan_run(part, world.settings, world.storage, ResumeOptions())
+    world.run(job, WindowSelection("2024-02-28", "2024-03-05"))
+    run_serially(part, world.settings, world.storage, ResumeOptions(run=planned.ledger.run))
     assert_frame_equal(world.rows(), world.expected())
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.errors import InputError
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.worker.batch import Batch, map_batch
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from tests.support.small import Small
@@ -236,3 +238,23 @@ def test_a_given_up_run_does_not_stop_one_that_replaces(small: Small) -> None:
     small.run(small.job("fails", mode="error"), replan=True)
     assert small.run(small.job("fails", mode="error")).mapped == 0
     assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_a_run_is_not_published_over_a_newer_plan(small: Small) -> None:
+    """It was mapped, and could be published at any time."""
+    planned = plan_run(small.job(), small.settings, small.storage, ResumeOptions())
+    map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-2"))
+    write(small, "c")
+    small.run(small.job(), replan=True)
+    with pytest.raises(InputError, match="2 objects"):
+        publish_run(small.storage, planned.ledger)
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_newer_plan_that_an_older_run_has_overtaken(small: Small) -> None:
+    first = plan_run(small.job(), small.settings, small.storage, ResumeOptions()).ledger.run
+    write(small, "c")
+    plan_run(small.job(), small.settings, small.storage, ResumeOptions(replan=True))
+    small.run(small.job(), run=first)
+    small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
