@@ -28,10 +28,7 @@ def refuse_beside(option: str, others: Mapping[str, bool]) -> None:
     """
     given = [name for name, is_given in others.items() if is_given]
     if given:
-        raise UsageError(
-            f"{given[0]} does nothing beside {option}, which works in this terminal alone",
-            hint="leave out one of them",
-        )
+        raise UsageError(f"{given[0]} and {option} exclude each other: use one of them")
 
 
 def debug_chunk(job: Job, settings: Settings, index: int, ledger: Ledger | None = None) -> int:

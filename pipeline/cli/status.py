@@ -39,10 +39,8 @@ def status(
     from pipeline.storage import open_storage
 
     if run is not None and (every or states):
-        raise UsageError(
-            f"{'--state' if states else '--all'} chooses among runs, and {run!r} names one",
-            hint="leave out one of them",
-        )
+        option = "--state" if states else "--all"
+        raise UsageError(f"{option} and the id of a run exclude each other: use one of them")
     settings = load_settings(environment)
     outputs = named_outputs(settings.state_dir, output)
     _refuse_unknown(states)

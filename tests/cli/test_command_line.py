@@ -56,10 +56,10 @@ def test_help_names_every_exit_code() -> None:
         (("runn",), "run"),
         (("run",), "JOB.yaml"),
         (("run", "x.yaml", "--replann"), "--replan"),
-        (("run", "x.yaml", "--debug-chunk", "0", "--detach"), "--detach does nothing beside"),
-        (("retry", "last", "--debug-chunk", "0", "--failed"), "--failed does nothing beside"),
-        (("status", "3f2a", "--state", "done"), "--state chooses among runs"),
-        (("status", "3f2a", "--all"), "--all chooses among runs"),
+        (("run", "x.yaml", "--debug-chunk", "0", "--detach"), "--detach and --debug-chunk exclude"),
+        (("retry", "last", "--debug-chunk", "0", "--failed"), "--failed and --debug-chunk exclude"),
+        (("status", "3f2a", "--state", "done"), "--state and the id of a run exclude"),
+        (("status", "3f2a", "--all"), "--all and the id of a run exclude"),
     ],
 )
 def test_usage_errors_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:

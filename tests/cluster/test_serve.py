@@ -13,6 +13,20 @@ import pytest
 from pipeline.cluster.serve import _with_host
 
 
+def start(folder: Path, host: str, port: int) -> subprocess.CompletedProcess[str]:
+    """Start a scheduler that cannot listen there, and return what it said."""
+    command = (sys.executable, "-m", "pipeline.cluster.scheduler", "--host", host)
+    return subprocess.run(
+        [*command, "--port", str(port), "--dashboard-address", ":0"],
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -23,16 +37,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, host: str) -> None:
             pytest.skip(f"this machine has no {host}")
         taken.listen()
         port = taken.getsockname()[1]
-        command = (sys.executable, "-m", "pipeline.cluster.scheduler", "--host", host)
-        said = subprocess.run(
-            [*command, "--port", str(port), "--dashboard-address", ":0"],
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        said = start(tmp_path, host, port)
     shown = f"[{host}]" if ":" in host else host
     assert said.returncode == 2
     assert f"cannot listen on {shown}:{port}: " in said.stderr
@@ -49,15 +54,6 @@ def test_an_address_of_pages_takes_the_host_of_its_server() -> None:
 
 
 def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
-    command = (sys.executable, "-m", "pipeline.cluster.scheduler", "--host", "192.0.2.1")
-    said = subprocess.run(
-        [*command, "--port", "0", "--dashboard-address", ":0"],
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    said = start(tmp_path, "192.0.2.1", 0)
     assert said.returncode == 2
     assert "cannot listen on 192.0.2.1:0: " in said.stderr

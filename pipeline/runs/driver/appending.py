@@ -15,9 +15,9 @@ from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
-from pipeline.errors import InputError, JobError, ObjectMissingError, StateError
+from pipeline.errors import InputError
 from pipeline.report.humanize import plural
-from pipeline.runs.driver.job_changes import is_same_job
+from pipeline.runs.driver.job_changes import has_same_job
 from pipeline.runs.ledger.keys import folders_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
@@ -59,16 +59,20 @@ def refuse_appending_again(
 def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
     """Refuse to go on with a run whose rows others have appended since it was planned.
 
+    It is not looked at unless it appends. Windows of a backfill are compared when they are claimed.
+
     Args:
         table_log: Log of the output.
         manifest: Current manifest of the output.
-        ledger: Ledger of a run that appends as a whole.
+        ledger: Ledger of the run, for this output.
 
     Raises:
         InputError: other runs of the same job have appended the same objects, or backfills the same
             windows.
     """
-    record, job = ledger.record(), ledger.job()
+    record = ledger.record()
+    if record.mode != "append" or record.backfill is not None:
+        return
     entries = table_log.history(manifest.number, record.base)
     others = [entry for entry in entries if entry.adds_files and entry.run != record.run]
     if not others:
@@ -79,7 +83,8 @@ def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledge
         _refuse_windows(table_log.output, ledger, windows)
     runs = sorted({entry.run for entry in others if entry.window is None and entry.run})
     ledgers = (Ledger(table_log.storage, table_log.output, run) for run in runs)
-    earlier = [other for other in ledgers if _has_job(other, job)]
+    job = ledger.job()
+    earlier = [other for other in ledgers if has_same_job(other, job)]
     refuse_appending_again(table_log, manifest, earlier, ledger.plan())
 
 
@@ -97,14 +102,6 @@ def _refuse_windows(output: str, ledger: Ledger, windows: Sequence[CommitEntry])
             "again",
             hint="append what is missing: chunkmap backfill create JOB.yaml",
         )
-
-
-def _has_job(ledger: Ledger, job: Job) -> bool:
-    """Whether a run has the same job; False if its stored job is damaged or missing."""
-    try:
-        return is_same_job(ledger.job(), job)
-    except (StateError, JobError, ObjectMissingError):
-        return False
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:

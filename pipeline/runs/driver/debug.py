@@ -13,7 +13,12 @@ from partitioning import Chunk, Plan
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
-from pipeline.runs.driver.plan import plan_input, runs_of_job
+from pipeline.runs.driver.plan import (
+    is_published,
+    plan_input,
+    runs_of_job,
+    unfinished_runs,
+)
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform
@@ -124,10 +129,11 @@ def find_chunk(
 
 
 def _last_run(job: Job, storage: Storage) -> Ledger | None:
-    records = runs_of_job(job, storage, runs_of(storage, job.output.uri))
-    ledgers = [Ledger(storage, record.output, record.run) for record in records]
-    unfinished = [ledger for ledger in ledgers if ledger.published() is None]
-    return ([None, *ledgers, *unfinished])[-1]
+    """Return the run that would be resumed, else the newest; None if there is none."""
+    same = runs_of_job(job, storage, runs_of(storage, job.output.uri))
+    published = [record for record in same if is_published(storage, record)]
+    chosen = [*same, *unfinished_runs(same, published)]
+    return Ledger(storage, chosen[-1].output, chosen[-1].run) if chosen else None
 
 
 def user_traceback(error: BaseException, allow: Sequence[str]) -> TracebackType | None:

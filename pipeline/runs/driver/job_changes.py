@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from partitioning import Plan, PlanningError, PlanRequest
 from partitioning.listing import list_objects
 from pipeline.config.job import Job
-from pipeline.errors import InputError, StateError
+from pipeline.errors import InputError, JobError, ObjectMissingError, StateError
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.overlap import normalize_uris
 from pipeline.runs.driver.tables import pinned_request
 from pipeline.runs.ledger.check_files import checks_identity
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, StorageReader, parse
+
+log = logging.getLogger(__name__)
 
 FREE_KEYS = (
     *("retries", "rounds", "max_failures", "chunk_timeout", "concurrency", "resources"),
@@ -21,6 +25,15 @@ FREE_KEYS = (
 """Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS.
 Of checks, what they need of each chunk may not."""
 FREE_NESTED_KEYS = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
+
+
+def has_same_job(ledger: Ledger, job: Job) -> bool:
+    """Whether a run has the same job; False if its stored job is damaged or missing."""
+    try:
+        return is_same_job(ledger.job(), job)
+    except (StateError, JobError, ObjectMissingError) as error:
+        log.warning("run %s is ignored: %s", ledger.run, error)
+        return False
 
 
 def is_same_job(stored: Job, job: Job) -> bool:

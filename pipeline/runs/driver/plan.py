@@ -48,7 +48,7 @@ from pipeline.runs.driver.in_place import (
     refuse_other_folders,
     refuse_outdated,
 )
-from pipeline.runs.driver.job_changes import input_changes, is_same_job
+from pipeline.runs.driver.job_changes import has_same_job, input_changes
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import is_in_place, refuse_nested_outputs, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
@@ -427,18 +427,13 @@ def plan_run(
         record = _find_record(records, resume.run)
         return _resume(record, code, settings, storage, accept_code=accept)
     same = runs_of_job(job, storage, records)
-    published = [record for record in same if _is_published(storage, record)]
-    # Runs before one that is published were given up for it (`--replan`, `--rebuild`).
-    unfinished = same[same.index(published[-1]) + 1 :] if published else same
+    published = [record for record in same if is_published(storage, record)]
+    unfinished = unfinished_runs(same, published)
+    if published:
+        unfinished = [record for record in unfinished if not _is_overtaken(storage, record)]
     if unfinished and not resume.replan:
-        try:
-            resumed = _resume(unfinished[-1], code, settings, storage, accept_code=accept)
-        except InputError:
-            # Another run has appended its objects since, e.g. one that was resumed by its id.
-            if job.output.mode != "append" or not published:
-                raise
-        else:
-            return _adopt_free_keys(job, resumed)
+        resumed = _resume(unfinished[-1], code, settings, storage, accept_code=accept)
+        return _adopt_free_keys(job, resumed)
     ledgers, done = (
         tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
@@ -809,19 +804,30 @@ def runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[Ru
     """List the runs of this job, oldest first, without those of its backfills."""
     own = [record for record in records if record.backfill is None]
     ledgers = [(record, Ledger(storage, job.output.uri, record.run)) for record in own]
-    return [record for record, ledger in ledgers if _has_job(ledger, job)]
+    return [record for record, ledger in ledgers if has_same_job(ledger, job)]
 
 
-def _has_job(ledger: Ledger, job: Job) -> bool:
-    """Whether a run has the same job; False if its stored job is damaged."""
+def unfinished_runs(same: list[RunRecord], published: list[RunRecord]) -> list[RunRecord]:
+    """Select the runs of a job that may be resumed, oldest first.
+
+    Those before one that is published were given up for it (`--replan`, `--rebuild`).
+    """
+    return same[same.index(published[-1]) + 1 :] if published else same
+
+
+def _is_overtaken(storage: Storage, record: RunRecord) -> bool:
+    """Whether another run has appended the objects of one, e.g. an older one that was resumed."""
+    table_log = TableLog(storage, record.output)
     try:
-        return is_same_job(ledger.job(), job)
-    except (StateError, JobError, ObjectMissingError) as error:
-        log.warning("run %s is ignored: %s", ledger.run, error)
-        return False
+        ledger = Ledger(storage, record.output, record.run)
+        refuse_appended_since(table_log, table_log.manifest(), ledger)
+    except InputError:
+        return True
+    return False
 
 
-def _is_published(storage: Storage, record: RunRecord) -> bool:
+def is_published(storage: Storage, record: RunRecord) -> bool:
+    """Whether a run is noted as published, with all its chunks."""
     return Ledger(storage, record.output, record.run).published() is not None
 
 
@@ -866,8 +872,7 @@ def _resume(
             refuse_outdated(table_log, record, plan, manifest)
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [record.run])
-        if mode == "append" and record.backfill is None:
-            refuse_appended_since(table_log, manifest, each)
+        refuse_appended_since(table_log, manifest, each)
     changes = None if is_in_place(job) else input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

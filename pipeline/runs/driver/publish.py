@@ -9,7 +9,6 @@ from typing import TypeVar
 import polars as pl
 
 from partitioning.window_inputs import windows_of_plan
-from partitioning.windows import Windowing
 from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
@@ -154,7 +153,8 @@ def publish_run(
                 refuse(ledger.run, results)
             if not drafts:
                 break
-            _refuse_appended(ledger, table_log, manifest, rule)
+            if rule is None:  # Windows are compared when they are claimed.
+                refuse_appended_since(table_log, manifest, ledger)
             result = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
             manifest = result.manifest
             published += result.commits
@@ -166,19 +166,13 @@ def publish_run(
             raise foreign_claim(table_log.output, error) from error
         _void_vanished(ledger, table_log, progress, error)
         raise
-    own = [entry for entry in entries if entry.run == record.run]
-    finish_run(ledger, table_log, progress, manifest, own=own, published=published)
+    finish_run(
+        *(ledger, table_log, progress, manifest),
+        own=[entry for entry in entries if entry.run == record.run],
+        published=published,
+    )
     refuse(ledger.run, results)
     return manifest.number
-
-
-def _refuse_appended(
-    ledger: Ledger, table_log: TableLog, manifest: Manifest, rule: Windowing | None
-) -> None:
-    """Refuse to append a run as a whole again; windows are compared when they are claimed."""
-    record = ledger.record()
-    if record.mode == "append" and record.backfill is None and rule is None:
-        refuse_appended_since(table_log, manifest, ledger)
 
 
 def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:

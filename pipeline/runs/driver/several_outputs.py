@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline.config.job import Job
 from pipeline.errors import SchemaChangedError
+from pipeline.runs.driver.appending import refuse_appended_since
 from pipeline.runs.driver.commit import files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting
 from pipeline.runs.driver.publish import finish_run
@@ -178,6 +179,7 @@ def publish_several(
         UploadsVanishedError: staged outputs no longer exist; map their chunks and pass this error.
         ForeignClaimError, CommitsConflictError, SchemaChangedError: as `publish_run`, of any of the
             outputs; nothing was published to the others.
+        InputError: as `publish_run`.
     """
     if vanished is not None:
         ledger.void(vanished.attempts)
@@ -268,6 +270,8 @@ def _parts(outputs: Sequence[_RunOutput]) -> list[OutputCommit]:
         draft = _draft(output, names)
         if draft is None:
             continue
+        assert output.manifest is not None, "the outputs were looked at"
+        refuse_appended_since(output.table_log, output.manifest, output.ledger)
         frozen = freeze_part(draft)
         if not parts:
             # It may have been frozen before other attempts were stored; all outputs go by it.

@@ -14,6 +14,7 @@ from pipeline.cli.runs import cancel
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import (
     ChunkmapError,
+    InputError,
     JobError,
     OutputNotEmptyError,
     SchemaChangedError,
@@ -27,8 +28,11 @@ from pipeline.runs.backfill.vacuum_state import vacuum_state
 from pipeline.runs.driver.debug import find_chunk
 from pipeline.runs.driver.dry_run import try_transform
 from pipeline.runs.driver.job_changes import is_same_job
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
+from pipeline.runs.driver.several_outputs import publish_several
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.worker.batch import Batch, map_batch
 from pipeline.table import publish_outputs
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
@@ -193,6 +197,16 @@ def test_appending_reads_what_is_new_for_all_outputs(small: Small) -> None:
     assert summary.rows_in == ROWS
     assert published(small) == {"even": list(range(0, 16, 2)), "odd": list(range(1, 16, 2))}
     assert "already has all" in small.run(job(small, mode="append")).notes[0]
+
+
+def test_a_run_is_not_published_over_a_newer_plan(small: Small) -> None:
+    planned = plan_run(job(small, mode="append"), small.settings, small.storage, ResumeOptions())
+    map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-3"))
+    small.write("3.parquet", numbers(3 * ROWS))
+    small.run(job(small, mode="append"), replan=True)
+    with pytest.raises(InputError, match="3 objects"):
+        publish_several(small.storage, planned.ledger)
+    assert published(small) == {"even": list(range(0, 16, 2)), "odd": list(range(1, 16, 2))}
 
 
 @pytest.mark.parametrize("name", NAMES)
