@@ -53,6 +53,11 @@ def job_of(mode: str = "error", output: str = OUTPUT, **more: object) -> Job:
     )
 
 
+def job_of_run(mode: str, plan: Plan, code: str, output: str = OUTPUT, **more: object) -> Job:
+    """A job that has this run only: runs of one job may not append the same objects twice."""
+    return job_of(mode, output, params={"plan": plan.id, "code": code}, **more)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of an output."""

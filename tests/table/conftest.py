@@ -16,7 +16,7 @@ from pipeline.table.log import TableLog
 from tests.servers.fixtures import moto, seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server, backend_of
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
-from tests.support.runs_by_hand import Run, job_of
+from tests.support.runs_by_hand import Run, job_of_run
 
 PLACES = [
     "memory",
@@ -39,7 +39,9 @@ class Output:
     def run(self, plan: Plan, mode: str, code: str = "code") -> Run:
         """A run on top of what is current; nothing is mapped."""
         base = self.table_log.head()[0].current
-        ledger = Ledger.create(self.storage, job_of(mode, self.uri), plan, code, base)
+        ledger = Ledger.create(
+            self.storage, job_of_run(mode, plan, code, self.uri), plan, code, base
+        )
         return Run(self.storage, ledger, plan)
 
     def publish(self, plan: Plan, mode: str, code: str = "code") -> Run:

@@ -26,7 +26,7 @@ from pipeline.table.log import TableLog
 from pipeline.table.scan import scan_output
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script
 from tests.support.memory_storage import AT_ONCE
-from tests.support.runs_by_hand import Run, job_of
+from tests.support.runs_by_hand import Run, job_of_run
 
 Rows = Counter[tuple[str | None, int]]
 """Partition (None: no folder) and id of each row."""
@@ -69,15 +69,15 @@ class DeltaOutput:
         shutil.rmtree(self.root)
         shutil.copytree(self._kept, self.root, copy_function=os.link)
 
-    def job(self, mode: str, **more: object) -> Job:
-        job = job_of(mode, self.uri)
+    def job(self, mode: str, plan: Plan, code: str, **more: object) -> Job:
+        job = job_of_run(mode, plan, code, self.uri)
         changes = {"table": Table(format="delta"), **more}
         return job.model_copy(update={"output": job.output.model_copy(update=changes)})
 
     def run(self, plan: Plan, mode: str, code: str = "code", **more: object) -> Run:
         """A run that is mapped, on top of what is current."""
         base = self.table_log.head()[0].current
-        ledger = Ledger.create(self.storage, self.job(mode, **more), plan, code, base)
+        ledger = Ledger.create(self.storage, self.job(mode, plan, code, **more), plan, code, base)
         run = Run(self.storage, ledger, plan)
         run.complete()
         return run

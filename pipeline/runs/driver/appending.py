@@ -7,7 +7,7 @@ overwrites and reads only changed objects (`input.changed_only`) would drop the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import polars as pl
 
@@ -15,7 +15,7 @@ from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
-from pipeline.errors import InputError
+from pipeline.errors import ConflictError, InputError
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.job_changes import has_same_job
 from pipeline.runs.ledger.keys import folders_of
@@ -36,12 +36,91 @@ def refuse_appending_again(
     Args:
         table_log: Log of the output.
         manifest: Current manifest of the output.
-        earlier: Ledgers of published runs of the same job.
+        earlier: Ledgers of the other runs of the same job.
         plan: Plan of what is to be appended.
 
     Raises:
         InputError: names these objects and what to do.
     """
+    appended = _appended(table_log, manifest, earlier, plan)
+    if appended:
+        raise InputError(
+            _appended_text(table_log.output, appended),
+            hint="set output.mode to overwrite, or to overwrite-partitions if input and output "
+            "have the same partitions; or restore the earlier versions of the objects, and finish "
+            f"what is unfinished: chunkmap retry {max(appended.values())}",
+        )
+
+
+def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
+    """Refuse to go on with a run if other runs of its job have appended its objects since.
+
+    A run that does not append, or is of a backfill, is not looked at.
+
+    Args:
+        table_log: Log of the output.
+        manifest: Current manifest of the output.
+        ledger: Ledger of the run, for this output.
+
+    Raises:
+        ConflictError: names these objects.
+    """
+    runs = {e.run for e in _others_since(table_log, manifest, ledger) if e.window is None}
+    if not runs:
+        return
+    job = ledger.job()
+    ledgers = (Ledger(table_log.storage, table_log.output, run) for run in sorted(runs) if run)
+    earlier = [other for other in ledgers if has_same_job(other, job)]
+    appended = _appended(table_log, manifest, earlier, ledger.plan())
+    if appended:
+        raise ConflictError(
+            _appended_text(table_log.output, appended),
+            hint="append what is new in the input: chunkmap run JOB.yaml",
+        )
+
+
+def refuse_windows_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
+    """Refuse to go on with a run if backfills have appended its windows since.
+
+    A publish would find out, too, after everything is mapped. Arguments as above.
+
+    Raises:
+        ConflictError: names one of these windows.
+    """
+    live = {entry.name for entry in manifest.commits}
+    others = _others_since(table_log, manifest, ledger)
+    windows = [entry for entry in others if entry.window is not None and entry.name in live]
+    if not windows:
+        return
+    folders = {folder.rstrip("/") for folder in folders_of(ledger.plan()).unique().to_list()}
+    labels = {
+        rule: {window_label(rule, folder) if rule else None for folder in folders}
+        for rule in {entry.rule for entry in windows}
+    }
+    common = [e for e in windows if not labels[e.rule].isdisjoint((None, e.window))]
+    if common:
+        raise ConflictError(
+            f"{table_log.output} has {plural(len(common), 'window')} that backfills have published "
+            f"since run {ledger.run} was planned, such as {common[0].window}; it would append "
+            "their rows again",
+            hint="append what is missing: chunkmap backfill create JOB.yaml",
+        )
+
+
+def _others_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> list[CommitEntry]:
+    """Return the commits of others since a run that appends was planned, or planned again."""
+    record = ledger.record()
+    if record.mode != "append" or record.backfill is not None or manifest.number == record.base:
+        return []
+    base = max(record.base, ledger.accepted())
+    entries = table_log.history(manifest.number, base)
+    return [entry for entry in entries if entry.adds_files and entry.run != record.run]
+
+
+def _appended(
+    table_log: TableLog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
+) -> dict[str, str]:
+    """Return the planned objects whose rows a manifest has, each with the run that added them."""
     runs = {entry.run for entry in manifest.commits if entry.adds_files}
     ledgers = [ledger for ledger in earlier if ledger.run in runs]
     planned = _read_objects(plan)
@@ -52,56 +131,7 @@ def refuse_appending_again(
         if again:
             uris = _appended_objects(table_log, manifest, ledger, again)
             appended |= dict.fromkeys(uris, ledger.run)
-    if appended:
-        raise _appended_error(table_log.output, appended)
-
-
-def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
-    """Refuse to go on with a run whose rows others have appended since it was planned.
-
-    It is not looked at unless it appends. Windows of a backfill are compared when they are claimed.
-
-    Args:
-        table_log: Log of the output.
-        manifest: Current manifest of the output.
-        ledger: Ledger of the run, for this output.
-
-    Raises:
-        InputError: other runs of the same job have appended the same objects, or backfills the same
-            windows.
-    """
-    record = ledger.record()
-    if record.mode != "append" or record.backfill is not None:
-        return
-    entries = table_log.history(manifest.number, record.base)
-    others = [entry for entry in entries if entry.adds_files and entry.run != record.run]
-    if not others:
-        return
-    live = {entry.name for entry in manifest.commits}
-    windows = [entry for entry in others if entry.window is not None and entry.name in live]
-    if windows:
-        _refuse_windows(table_log.output, ledger, windows)
-    runs = sorted({entry.run for entry in others if entry.window is None and entry.run})
-    ledgers = (Ledger(table_log.storage, table_log.output, run) for run in runs)
-    job = ledger.job()
-    earlier = [other for other in ledgers if has_same_job(other, job)]
-    refuse_appending_again(table_log, manifest, earlier, ledger.plan())
-
-
-def _refuse_windows(output: str, ledger: Ledger, windows: Sequence[CommitEntry]) -> None:
-    folders = {folder.rstrip("/") for folder in folders_of(ledger.plan()).unique().to_list()}
-    labels = {
-        rule: {window_label(rule, folder) if rule else None for folder in folders}
-        for rule in {entry.rule for entry in windows}
-    }
-    common = [e for e in windows if not labels[e.rule].isdisjoint((None, e.window))]
-    if common:
-        raise InputError(
-            f"{output} has {plural(len(common), 'window')} that backfills have published since run "
-            f"{ledger.run} was planned, such as {common[0].window}; it would append their rows "
-            "again",
-            hint="append what is missing: chunkmap backfill create JOB.yaml",
-        )
+    return appended
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:
@@ -169,16 +199,13 @@ def _left_out(ledger: Ledger, files: pl.DataFrame, uris: Collection[str]) -> set
     return {(uri, chunk) for uri, chunk in pairs if uri in uris}
 
 
-def _appended_error(output: str, appended: dict[str, str]) -> InputError:
+def _appended_text(output: str, appended: dict[str, str]) -> str:
     names = sorted(appended)
     shown = ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
     runs = sorted(set(appended.values()))
     by = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs"
-    return InputError(
+    return (
         f"{output} has rows of {plural(len(names), 'object')} of the input already, which {by} "
         "appended before they were replaced, put back or planned again; appending again would "
-        f"duplicate rows: {shown}",
-        hint="set output.mode to overwrite, or to overwrite-partitions if input and output have "
-        "the same partitions; or restore the earlier versions of the objects, and finish what is "
-        f"unfinished: chunkmap retry {runs[-1]}",
+        f"duplicate rows: {shown}"
     )

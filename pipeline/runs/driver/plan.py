@@ -37,6 +37,7 @@ from pipeline.runs.driver.appending import (
     refuse_appended_since,
     refuse_appending_again,
     refuse_losing_rows,
+    refuse_windows_since,
 )
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.check_stage import refuse_impossible
@@ -821,7 +822,7 @@ def _is_overtaken(storage: Storage, record: RunRecord) -> bool:
     try:
         ledger = Ledger(storage, record.output, record.run)
         refuse_appended_since(table_log, table_log.manifest(), ledger)
-    except InputError:
+    except ConflictError:
         return True
     return False
 
@@ -873,6 +874,7 @@ def _resume(
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [record.run])
         refuse_appended_since(table_log, manifest, each)
+        refuse_windows_since(table_log, manifest, each)
     changes = None if is_in_place(job) else input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

@@ -111,7 +111,7 @@ def publish_run(
         SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
             the output.
         UsageError: windows are given, and the job has none or a mode that replaces the output.
-        InputError: other runs of the job have appended the same objects or windows meanwhile.
+        ConflictError: other runs of the job have appended the same objects meanwhile.
     """
     table_log = table_log or TableLog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()

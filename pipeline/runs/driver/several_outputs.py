@@ -177,9 +177,8 @@ def publish_several(
 
     Raises:
         UploadsVanishedError: staged outputs no longer exist; map their chunks and pass this error.
-        ForeignClaimError, CommitsConflictError, SchemaChangedError: as `publish_run`, of any of the
+        ForeignClaimError, ConflictError, SchemaChangedError: as `publish_run`, of any of the
             outputs; nothing was published to the others.
-        InputError: as `publish_run`.
     """
     if vanished is not None:
         ledger.void(vanished.attempts)

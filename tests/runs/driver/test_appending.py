@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.config.job import Job
-from pipeline.errors import InputError
+from pipeline.errors import ConflictError, InputError
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
@@ -225,7 +225,7 @@ def test_a_run_that_was_given_up_for_a_new_plan(small: Small) -> None:
     small.run(small.job("fails_until"))
     expected = [0, 1, 2, 13, 14, 15, 200, 201, 202, 300, 301, 302]
     assert values(small) == expected
-    with pytest.raises(InputError, match="2 objects"):
+    with pytest.raises(ConflictError, match="2 objects"):
         small.run(small.job("fails_until"), run=given_up.run)
     assert values(small) == expected
 
@@ -246,7 +246,7 @@ def test_a_run_is_not_published_over_a_newer_plan(small: Small) -> None:
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-2"))
     write(small, "c")
     small.run(small.job(), replan=True)
-    with pytest.raises(InputError, match="2 objects"):
+    with pytest.raises(ConflictError, match="2 objects"):
         publish_run(small.storage, planned.ledger)
     assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
 

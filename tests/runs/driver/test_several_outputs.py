@@ -14,7 +14,7 @@ from pipeline.cli.runs import cancel
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import (
     ChunkmapError,
-    InputError,
+    ConflictError,
     JobError,
     OutputNotEmptyError,
     SchemaChangedError,
@@ -204,7 +204,7 @@ def test_a_run_is_not_published_over_a_newer_plan(small: Small) -> None:
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-3"))
     small.write("3.parquet", numbers(3 * ROWS))
     small.run(job(small, mode="append"), replan=True)
-    with pytest.raises(InputError, match="3 objects"):
+    with pytest.raises(ConflictError, match="3 objects"):
         publish_several(small.storage, planned.ledger)
     assert published(small) == {"even": list(range(0, 16, 2)), "odd": list(range(1, 16, 2))}
 
