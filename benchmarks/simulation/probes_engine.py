@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.suite.datasets import ensure
 from pipeline.cluster import local
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.settings import Settings
+from pipeline.errors import EngineUnavailableError
 from pipeline.flows.executor import DaskExecutor
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
@@ -40,10 +41,10 @@ IDLE_MOMENTS = 5
 
 
 @task(name="probe", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
-def probe_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
-    """Wait for a file, if one is named."""
+def probe_task(run_uri: str, fingerprint: str, name: str, spec: str, types: str) -> BatchResult:
+    """Wait for a file, if one is named in place of a run."""
     deadline = time.monotonic() + HELD_SECONDS
-    while spec and not Path(spec).exists() and time.monotonic() < deadline:
+    while run_uri and not Path(run_uri).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return BatchResult(name, 0, 0, 0, 0, 0, 0, 0, 0.0)
 
@@ -59,13 +60,17 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
     """
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
-    engine = DaskExecutor(context.task_runner, "none", "none", probe_task)
-    _through(engine, [Batch(f"warm{number}", "") for number in range(2 * engine.threads)])
     gate = Path(tempfile.mkdtemp(prefix="chunkmap-bench-"), "go")
-    holders = [Batch(f"held{number}", str(gate)) for number in range(engine.threads)]
-    for batch in holders:
+    engine = DaskExecutor(context.task_runner, "", "none", probe_task)
+    holding = DaskExecutor(context.task_runner, str(gate), "none", probe_task)
+    warm = _batches("warm", 2 * engine.threads)
+    for batch in warm:
         engine.submit(batch)
-    queued = [Batch(f"queued{number}", "") for number in range(QUEUED)]
+    _await(engine, len(warm))
+    holders = _batches("held", engine.threads)
+    for batch in holders:
+        holding.submit(batch)
+    queued = _batches("queued", QUEUED)
     watched = ([scheduler], workers, [prefect])
     idle = _idle(watched)
     clock, before = time.perf_counter(), [cpu_of(pids) for pids in watched]
@@ -73,14 +78,19 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
         for batch in queued:
             engine.submit(batch)
     with stopwatch() as polling:
-        landed = engine.wait(0.0)
-    assert not landed, f"submitting {QUEUED} batches took longer than {HELD_SECONDS:g} s"
+        ended = _finished(engine, 0.0)
+    if ended:
+        raise EngineUnavailableError(
+            f"submitting {QUEUED} batches took longer than {HELD_SECONDS:g} s",
+            hint="measure again while the machine is idle",
+        )
     gate.touch()
-    settling, left = 0.0, QUEUED + len(holders)
+    _await(holding, len(holders))
+    settling, left = 0.0, QUEUED
     while left:
         time.sleep(0.5)
         with stopwatch() as looking:
-            found = len(engine.wait(0.0))
+            found = _finished(engine, 0.0)
         settling += max(0.0, looking.cpu - (left - found) * polling.cpu / QUEUED)
         left -= found
     shutil.rmtree(gate.parent)
@@ -111,13 +121,30 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
     }
 
 
-def _through(engine: DaskExecutor, batches: Iterable[Batch]) -> None:
-    left = 0
-    for batch in batches:
-        engine.submit(batch)
-        left += 1
-    while left:
-        left -= len(engine.wait(1.0))
+def _batches(name: str, count: int) -> list[Batch]:
+    return [Batch(f"{name}{number}", "0-1") for number in range(count)]
+
+
+def _await(engine: DaskExecutor, count: int) -> None:
+    while count:
+        count -= _finished(engine, 1.0)
+
+
+def _finished(engine: DaskExecutor, seconds: float) -> int:
+    """Wait for batches and count them; what one costs that fails says nothing of others.
+
+    Raises:
+        EngineUnavailableError: A batch failed or was lost.
+    """
+    outcomes = engine.wait(seconds)
+    for outcome in outcomes:
+        if outcome.kind != "finished":
+            raise EngineUnavailableError(
+                f"batch {outcome.batch.name}, which does nothing, ended as {outcome.kind}: "
+                f"{outcome.detail}",
+                hint="look at the workers' log (`chunkmap logs`), then measure again",
+            )
+    return len(outcomes)
 
 
 def _idle(watched: Sequence[Sequence[int]]) -> list[float]:

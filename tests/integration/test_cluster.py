@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.simulation import probes_engine
+from pipeline.cluster import local
 from pipeline.cluster.certificates import make
 from pipeline.cluster.client import cluster_of
 from pipeline.cluster.local.processes import HOST
 from pipeline.cluster.process_info import ProcessInfo, about
+from pipeline.cluster.task_runner import task_runner
+from pipeline.flows.server import connect, talking_to
 from tests.faults.world import await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import READER, ROWS, World
@@ -246,6 +250,23 @@ def test_workers_with_other_packages_are_refused(cluster: OwnCluster, tmp_path: 
     assert "9.9.9 on tls://" in answer.data["message"]
     assert not world.objects("s3://demo/out/odd"), "something was written"
     assert "9.9.9 in worker odd" in found["versions"]["said"]
+
+
+# -- what a batch costs ------------------------------------------------------------------------
+
+
+def test_batches_of_the_simulation_are_measured_on_a_cluster(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes_engine, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(probes_engine, "QUEUED", 6)
+    pids = {service.name: service.pid for service in local.status(world.settings)}
+    with talking_to(connect(world.settings.prefect), 1):
+        runner: Any = task_runner(world.settings.dask, world.settings.s3.environment())
+        flow: Any = probes_engine.probe_flow.with_options(task_runner=runner)
+        figures = flow(pids["dask"], [pids["dask"]], pids["prefect"])
+    assert figures["driver.submit_seconds"][0] > 0.0
+    assert figures["services.prefect_seconds"][0] > 0.0
 
 
 # -- scaling -----------------------------------------------------------------------------------
