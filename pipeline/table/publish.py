@@ -7,7 +7,7 @@ changes nothing. So a driver may die between any two requests, and any other dri
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -404,9 +404,10 @@ def _refuse_conflicts(
 ) -> None:
     """Raise for commits that conflict; appends and overwrites of other partitions never do."""
     conflicts = []
+    rivals = _Rivals(table_log, current)
     for commit in commits:
         base = max(commit.base, accepted)
-        other = _find_conflict(table_log, commit, current, base)
+        other = rivals.find_conflict(commit, base)
         if other is not None:
             conflicts.append((commit.entry, f"{other.source} has published to"))
         elif commit.entry.in_place and _is_rolled_back(table_log, current, base):
@@ -501,62 +502,85 @@ def _refuse_changed(table_log: TableLog, commits: Sequence[Commit], current: Man
         raise changed_files(table_log.output, table_log.state, changed)
 
 
-def _find_conflict(
-    table_log: TableLog, commit: Commit, current: Manifest, base: int
-) -> CommitEntry | None:
-    """Find a commit since the manifest `base` that this commit must not replace."""
-    mode = commit.entry.mode
-    base_names = table_log.names(base)
-    labels: dict[str, set[str | None]] = {}
-    for other in current.commits:
-        if other.name in base_names or not other.adds_files:
-            continue
-        if mode == ADOPT:
-            return other  # It may have adopted the same files.
-        if other.run == commit.entry.run:
-            if _repeats(table_log, commit, other):
+class _Rivals:
+    """The commits of the current manifest that others to be published may conflict with."""
+
+    def __init__(self, table_log: TableLog, current: Manifest) -> None:
+        self._table_log, self._current = table_log, current
+        self._since: dict[tuple[int, str, str, bool], list[CommitEntry]] = {}
+        self._windows: dict[tuple[str, str], set[str | None]] = {}
+
+    def find_conflict(self, commit: Commit, base: int) -> CommitEntry | None:
+        """Find a commit since the manifest `base` that a commit must not replace, or repeat."""
+        mode = commit.entry.mode
+        for other in self._since_base(commit.entry, base):
+            if mode == ADOPT:
+                return other  # It may have adopted the same files.
+            if other.run == commit.entry.run:
+                if _repeats(self._table_log, commit, other):
+                    return other
+            elif mode in {"error", "overwrite"}:
                 return other
-        elif mode in {"error", "overwrite"}:
-            return other
-        elif mode == "append":
-            if _has_same_window(table_log, commit, other, labels):
-                return other
-        elif mode == "overwrite-partitions" and may_overlap(commit.entry, other):
-            [footprint] = table_log.footprints([other])
-            if any(map(Footprint.of(commit).drop_rule(), footprint.folders)):
-                return other
-    return None
+            elif mode == "append":
+                if self._has_same_window(commit, other):
+                    return other
+            elif mode == "overwrite-partitions" and may_overlap(commit.entry, other):
+                [footprint] = self._table_log.footprints([other])
+                if any(map(Footprint.of(commit).drop_rule(), footprint.folders)):
+                    return other
+        return None
 
+    def _since_base(self, mine: CommitEntry, base: int) -> list[CommitEntry]:
+        """Return the commits with files since a manifest.
 
-def _has_same_window(
-    table_log: TableLog, commit: Commit, other: CommitEntry, labels: dict[str, set[str | None]]
-) -> bool:
-    """Whether a commit that appends may have rows of the same window as another one.
+        Windows of one run have no chunk in common, so a window is not compared with those of its
+        run: of 10,000 windows there would be 10^8 pairs. An adoption is compared with all.
+        """
+        key = (base, mine.mode, mine.run, mine.window is None)
+        if key not in self._since:
+            before = self._table_log.names(base)
+            self._since[key] = [
+                other
+                for other in self._current.commits
+                if other.adds_files
+                and other.name not in before
+                and (
+                    mine.mode == ADOPT
+                    or other.run != mine.run
+                    or (other.window is None) != (mine.window is None)
+                )
+            ]
+        return self._since[key]
 
-    Windows of another rule, and runs as a whole, are compared by the folders of their files: one
-    that names no window may have rows of any.
+    def _has_same_window(self, commit: Commit, other: CommitEntry) -> bool:
+        """Whether a commit that appends may have rows of the same window as another one.
 
-    Args:
-        table_log: Table log of the output.
-        commit: The commit.
-        other: The other one.
-        labels: Windows of the commit's folders, by rule, as far as they are known.
-    """
-    mine = commit.entry
-    if mine.window is None and other.window is None:
-        return False
-    if mine.window == other.window:
-        return True
-    if None not in (mine.window, other.window) and mine.rule == other.rule:
-        return False
-    if mine.window is not None:
-        [footprint] = table_log.footprints([other])
-        found = {window_label(mine.rule, f) if mine.rule else None for f in footprint.folders}
-        return None in found or mine.window in found
-    if other.rule not in labels:
-        own = set(folders(commit.files))
-        labels[other.rule] = {window_label(other.rule, f) if other.rule else None for f in own}
-    return None in labels[other.rule] or other.window in labels[other.rule]
+        Windows of another rule, and runs as a whole, are compared by the folders of their files:
+        one that names no window may have rows of any.
+        """
+        mine = commit.entry
+        if mine.window is None and other.window is None:
+            return False
+        if mine.window == other.window:
+            return True
+        if None not in (mine.window, other.window) and mine.rule == other.rule:
+            return False
+        if mine.window is not None:
+            found = self._windows_of(
+                other.name, mine.rule, lambda: self._table_log.footprints([other])[0].folders
+            )
+            return None in found or mine.window in found
+        found = self._windows_of(mine.name, other.rule, lambda: folders(commit.files))
+        return None in found or other.window in found
+
+    def _windows_of(
+        self, name: str, rule: str, folders_of: Callable[[], Iterable[str]]
+    ) -> set[str | None]:
+        """Return the windows of a commit's folders by a rule; None is that of one without."""
+        if (name, rule) not in self._windows:
+            labels = (window_label(rule, f) if rule else None for f in set(folders_of()))
+            self._windows[name, rule] = set(labels)
+        return self._windows[name, rule]
 
 
 def _repeats(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:

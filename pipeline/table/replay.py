@@ -118,3 +118,20 @@ def may_overlap(first: CommitEntry, second: CommitEntry) -> bool:
     """Whether two commits may have a common folder, judged by their entries only."""
     comparable = None not in (first.window, second.window) and first.rule == second.rule
     return not comparable or first.window == second.window
+
+
+def overlapping(
+    commits: Iterable[CommitEntry], added: Iterable[CommitEntry]
+) -> tuple[CommitEntry, ...]:
+    """Return those commits that `may_overlap` with one of the added ones; linear in both."""
+    windows = {(entry.window, entry.rule) for entry in added}
+    if not windows:
+        return ()
+    if any(window is None for window, _ in windows):
+        return tuple(commits)
+    rules = {rule for _, rule in windows}
+    return tuple(
+        entry
+        for entry in commits
+        if entry.window is None or (entry.window, entry.rule) in windows or rules - {entry.rule}
+    )

@@ -24,7 +24,7 @@ from pipeline.table.evidence import expire_evidence
 from pipeline.table.keys import kept_uri, original_key, restored_key, restoring_manifest
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import ADOPT, FILES, Commit, CommitEntry, Manifest
-from pipeline.table.replay import may_overlap
+from pipeline.table.replay import overlapping
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def replaced_keys(table_log: TableLog, manifest: Manifest) -> list[str]:
         if all(entry.mode in ("error", "append", ADOPT, "release") for entry in added):
             return []
         # Other commits are not affected, so their records need not be read.
-        before = tuple(old for old in before if any(may_overlap(old, new) for new in added))
+        before = overlapping(before, added)
         after = (*before, *added)
     stays = set(table_log.keys(after))
     return [key for key in table_log.keys(before) if key not in stays]

@@ -11,6 +11,7 @@ from partitioning import inputs_of_plan
 from pipeline.errors import ConflictError, UsageError
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
+from pipeline.table import publish as table_publish
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError
 from pipeline.table.log import TableLog
@@ -59,6 +60,27 @@ def test_windows_are_published_as_they_are_done(mode: str) -> None:
         (label, run.ledger.run, 2) for label in days(2, 1, 3)]  # fmt: skip
     assert run.ledger.published() == 2
     assert backend.uploads == {}, "duplicates are aborted"
+
+
+def test_folders_of_another_run_are_labelled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each window: there may be ten thousand."""
+    backend = MemoryBackend()
+    windows = windowed_run(backend.storage(), daily(days(*range(1, 21))), "append")
+    complete(windows)
+    others = days(*range(1, 21), month=2)
+    whole = run_of(backend.storage(), daily(others), "append", code="another")
+    whole.complete()
+    publish_run(backend.storage(), whole.ledger)
+    labelled: Counter[str] = Counter()
+    window_label = table_publish.window_label
+
+    def count(rule: str, folder: str) -> str | None:
+        labelled[folder] += 1
+        return window_label(rule, folder)
+
+    monkeypatch.setattr(table_publish, "window_label", count)
+    assert publish_days(windows) == 2
+    assert labelled == {f"ds={label}": 1 for label in others}
 
 
 def test_a_commit_says_what_it_is_of() -> None:
