@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from threading import Condition
 from typing import Protocol, TypeVar, cast
 
@@ -26,6 +27,30 @@ def map_concurrently(
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(threads, len(items))) as pool:
         return list(pool.map(function, items))
+
+
+def map_ahead(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """Apply a function to each item in a pool; yield results in the items' order.
+
+    Args:
+        pool: The pool.
+        function: The function.
+        items: The items; they are taken as results are.
+        ahead: Maximum number of items in the pool or with results that were not taken.
+    """
+    begun: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) == ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
 
 
 class SingleFlight(Protocol[R_co]):

@@ -1,32 +1,26 @@
-"""Implement the planner's reader on the storage layer, with async reads for objects in S3."""
+"""Implement the planner's reader on the storage layer."""
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from partitioning import ObjectInfo, Reader, Tail, TailRequest
+from pipeline.concurrency import map_ahead
 from pipeline.errors import (
     InvalidUriError,
-    ObjectChangedError,
     ObjectMissingError,
-    PreconditionFailedError,
     StorageError,
     Transient,
 )
 from pipeline.storage.storage import Storage, own_storage
 
-if TYPE_CHECKING:
-    from pipeline.storage.s3_objects import S3Objects
-
-_BLOCK_SIZE = 256
-"""Number of tails that are read together. Blocks are yielded one by one, which limits memory."""
+_AHEAD = 256
+"""Number of tails that are read ahead of the one that is taken, which limits memory."""
 
 
 class StorageReader(Reader):
@@ -56,27 +50,8 @@ class StorageReader(Reader):
 
     @override
     def read_tails(self, requests: Iterable[TailRequest], concurrency: int) -> Iterator[Tail]:
-        pending = iter(requests)
-        while block := list(islice(pending, _BLOCK_SIZE)):
-            # Inputs may be on several services.
-            for backend, group in groupby(block, self._s3_of):
-                if backend is not None:
-                    yield from backend.wait(_read_tails(backend, list(group), concurrency))
-                else:
-                    with ThreadPoolExecutor(min(concurrency, 16)) as pool:
-                        yield from pool.map(self._read_tail, group)
-
-    def _s3_of(self, request: TailRequest) -> S3Objects | None:
-        """Return the S3 service of an object; None if it is not in S3 or its URI is invalid."""
-        try:
-            backend = self._storage.backend(request.object.uri)
-        except InvalidUriError:
-            return None  # Reading it raises the error.
-        if not request.object.uri.startswith("s3"):
-            return None
-        from pipeline.storage.s3_objects import S3Objects
-
-        return backend if isinstance(backend, S3Objects) else None
+        with ThreadPoolExecutor(concurrency) as pool:
+            yield from map_ahead(pool, self._read_tail, requests, _AHEAD)
 
     def _read_tail(self, request: TailRequest) -> Tail:
         info = request.object
@@ -92,26 +67,6 @@ def _unreadable(info: ObjectInfo, error: StorageError | InvalidUriError) -> Tail
     if isinstance(error, Transient):
         raise error
     return Tail(info, None, str(error))
-
-
-async def _read_tails(
-    backend: S3Objects, requests: list[TailRequest], concurrency: int
-) -> list[Tail]:
-    gate = asyncio.Semaphore(concurrency)
-
-    async def read(request: TailRequest) -> Tail:
-        info = request.object
-        span = (max(0, info.size - request.length), info.size)
-        async with gate:
-            try:
-                data = await backend.retry(lambda: backend.read_range(info, *span))
-            except PreconditionFailedError:
-                return Tail(info, None, str(ObjectChangedError(info.uri, info.etag, None)))
-            except (StorageError, InvalidUriError) as error:
-                return _unreadable(info, error)
-        return Tail(info, bytes(data))
-
-    return await asyncio.gather(*map(read, requests))
 
 
 def own_reader() -> StorageReader:

@@ -13,12 +13,13 @@ while a publisher was suspended, it finds the source missing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from typing_extensions import override
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -29,8 +30,10 @@ from pipeline.errors import (
     StorageError,
     TransientStorageError,
 )
+from pipeline.metrics import counted_here
 from pipeline.storage.backend import ObjectStart, StagedObject
 from pipeline.storage.retry import RetryPolicy
+from pipeline.storage.s3_client import CONCURRENCY
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_copies import Copies, is_copy, source_of
 from pipeline.storage.s3_objects import S3Objects
@@ -98,15 +101,15 @@ class S3Backend(S3Objects):
         self._copies.drop(staged)
         self._uploads.abort([item for item in staged if not is_copy(item)])
 
-    async def _check(self, item: StagedObject) -> None:
-        await (self._copies if is_copy(item) else self._uploads).check(item)
+    def _check(self, item: StagedObject) -> None:
+        (self._copies if is_copy(item) else self._uploads).check(item)
 
-    async def _complete(self, item: StagedObject) -> None:
-        await (self._copies if is_copy(item) else self._uploads).complete(item)
+    def _complete(self, item: StagedObject) -> None:
+        (self._copies if is_copy(item) else self._uploads).complete(item)
 
     def _find_vanished(
         self,
-        act: Callable[[StagedObject], Coroutine[Any, Any, None]],
+        act: Callable[[StagedObject], None],
         staged: Sequence[StagedObject],
     ) -> list[StagedObject]:
         """Call a function for all items; return those that are neither staged nor visible.
@@ -116,15 +119,15 @@ class S3Backend(S3Objects):
         outage) is raised after the requests in flight have ended.
         """
 
-        async def has_vanished(item: StagedObject) -> bool:
+        def has_vanished(item: StagedObject) -> bool:
             try:
-                await act(item)
+                act(item)
             except (AlreadyExistsError, PreconditionFailedError) as error:
                 # No condition was sent, so a 409 means another operation on the key.
                 raise TransientStorageError(f"{item.uri}: {error}") from error
             except (ObjectMissingError, ObjectRefusedError, InvalidUriError) as error:
                 # Either completed before (by this or another driver), or lost.
-                if await self._is_ours(item):
+                if self._is_ours(item):
                     return False
                 if not isinstance(error, ObjectMissingError):
                     log.warning("a staged output can never be published: %s", error)
@@ -133,24 +136,24 @@ class S3Backend(S3Objects):
 
         errors: list[Exception] = []
 
-        async def outcome(item: StagedObject) -> bool:
+        def outcome(item: StagedObject) -> bool:
             if errors:
                 return False  # No new requests; those in flight end.
             try:
-                return await self.retry(lambda: has_vanished(item))
+                return self.retry(lambda: has_vanished(item))
             except Exception as error:
                 errors.append(error)
                 return False
 
-        flags = self.wait(self.gather(outcome, staged, retry=False))
+        flags = map_concurrently(counted_here(outcome), staged, CONCURRENCY)
         if errors:
             raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
         return [item for item, flag in zip(staged, flags, strict=True) if flag]
 
-    async def _is_ours(self, item: StagedObject) -> bool:
+    def _is_ours(self, item: StagedObject) -> bool:
         """Whether the visible object comes from the same attempt."""
         try:
-            response = await self.request("head_object", item.uri)
+            response = self.send("head_object", item.uri)
         except (ObjectMissingError, ObjectRefusedError, InvalidUriError):
             return False
         return bool(response.get("Metadata", {}).get("chunkmap-attempt") == item.attempt)

@@ -62,11 +62,11 @@ class Copies:
             )
         return StagedObject(uri, source, (str(result["e_tag"]).strip('"'),), len(data), attempt)
 
-    async def check(self, item: StagedObject) -> None:
+    def check(self, item: StagedObject) -> None:
         """Raise ObjectMissingError if the source does not exist."""
         at = parse(item.upload)
-        async with self._s3.requests.sending("head", item.upload):
-            await obstore.head_async(self._s3.store(at.bucket), at.key)
+        with self._s3.requests.sent("head", item.upload):
+            obstore.head(self._s3.store(at.bucket), at.key)
 
     def find(self, staged: Sequence[StagedObject]) -> set[str]:
         """Return tokens whose sources a few listings show; whether others exist is not known.
@@ -97,11 +97,11 @@ class Copies:
             if entry["Key"] in wanted:
                 yield entry["Key"]
 
-    async def complete(self, item: StagedObject) -> None:
+    def complete(self, item: StagedObject) -> None:
         """Copy the source to its final key. Raises ObjectMissingError."""
         at, source = parse(item.uri), parse(item.upload)
-        async with self._s3.requests.sending("copy", item.uri):
-            await obstore.copy_async(self._s3.store(at.bucket), source.key, at.key)
+        with self._s3.requests.sent("copy", item.uri):
+            obstore.copy(self._s3.store(at.bucket), source.key, at.key)
 
     def drop(self, staged: Sequence[StagedObject]) -> None:
         """Delete sources, a thousand per request; missing or impossible sources are no error."""

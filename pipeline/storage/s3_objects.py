@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -156,7 +155,7 @@ class S3Objects(S3Client, Backend):
     def head(self, uri: str) -> ObjectInfo:
         at = parse(uri)
         if not spellable(at.key):
-            response = self._send("head_object", uri)
+            response = self.send("head_object", uri)
             return ObjectInfo(uri, response["ETag"].strip('"'), response["ContentLength"])
         with self.requests.sent("head", uri):
             meta = obstore.head(self.store(at.bucket), at.key)
@@ -166,56 +165,42 @@ class S3Objects(S3Client, Backend):
     def get(self, uri: str) -> Blob:
         at = parse(uri)
         if not spellable(at.key):
-            data, etag = self.wait(self._read_body(uri))
+            data, etag = self._read_body(uri)
             return Blob(data, etag)
         with self.requests.sent("get", uri):
             result = obstore.get(self.store(at.bucket), at.key)
             return Blob(result.bytes().to_bytes(), str(result.meta["e_tag"]).strip('"'))
 
-    async def _read_body(self, uri: str, **arguments: Any) -> tuple[bytes, str]:
-        response = await self.request("get_object", uri, **arguments)
-        async with response["Body"] as body:
-            with translating("get", uri):
-                return await body.read(), response["ETag"].strip('"')
+    def _read_body(self, uri: str, **arguments: Any) -> tuple[bytes, str]:
+        async def read() -> tuple[bytes, str]:
+            response = await self.request("get_object", uri, **arguments)
+            async with response["Body"] as body:
+                with translating("get", uri):
+                    return await body.read(), response["ETag"].strip('"')
+
+        return self.wait(read())
 
     @override
     def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Send If-Match with each request, so that versions cannot mix."""
         try:
-            if len(ranges) == 1 and spellable(parse(info.uri).key):
-                return [self._read_one(info, *ranges[0])]  # Faster than on the event loop.
-            return self.wait(self._read_ranges(info, ranges))
+            if len(ranges) == 1:
+                return [self._read_range(info, *ranges[0])]
+            return self.each(lambda span: self._read_range(info, *span), ranges)
         except PreconditionFailedError as error:
             raise ObjectChangedError(info.uri, info.etag, self.head(info.uri).etag) from error
 
-    def _read_one(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
-        at = parse(info.uri)
-        with self.requests.sent("get", info.uri):
-            options = _range_options(info, start, stop)
-            result = obstore.get(self.store(at.bucket), at.key, options=options)
-            return _require_complete(memoryview(result.bytes()), info, start, stop)
-
-    async def _read_ranges(
-        self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]
-    ) -> list[memoryview]:
-        async def read(start: int, stop: int) -> memoryview:
-            return await self.retry(lambda: self.read_range(info, start, stop))
-
-        return await asyncio.gather(*(read(*span) for span in ranges))
-
-    async def read_range(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
-        """Read bytes [start, stop) of the version `info`; errors are translated."""
+    def _read_range(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
         at = parse(info.uri)
         if not spellable(at.key):
-            data, _ = await self._read_body(
+            data, _ = self._read_body(
                 info.uri, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{info.etag}"'
             )
             return _require_complete(memoryview(data), info, start, stop)
-        async with self.requests.sending("get", info.uri):
-            result = await obstore.get_async(
-                self.store(at.bucket), at.key, options=_range_options(info, start, stop)
-            )
-            return _require_complete(memoryview(await result.bytes_async()), info, start, stop)
+        options: GetOptions = {"range": (start, stop), "if_match": f'"{info.etag}"'}
+        with self.requests.sent("get", info.uri):
+            result = obstore.get(self.store(at.bucket), at.key, options=options)
+            return _require_complete(memoryview(result.bytes()), info, start, stop)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -264,7 +249,7 @@ class S3Objects(S3Client, Backend):
     def _put(self, uri: str, data: bytes, mode: Any, condition: dict[str, str]) -> None:
         at = parse(uri)
         if not spellable(at.key):
-            self._send("put_object", uri, Body=data, **condition)
+            self.send("put_object", uri, Body=data, **condition)
             return
         with self.requests.sent("put", uri):
             obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
@@ -280,21 +265,16 @@ class S3Objects(S3Client, Backend):
         }
         try:
             if info.size <= self.copy_bytes:
-                self._send("copy_object", target, **origin)
+                self.send("copy_object", target, **origin)
             else:
-                self.wait(copy_in_parts(self, origin, target, info.size))
+                copy_in_parts(self, origin, target, info.size)
         except PreconditionFailedError as error:
             raise ObjectChangedError(source, info.etag, None) from error
 
     @override
     def delete(self, uri: str) -> None:
         with suppress(ObjectMissingError):
-            self._send("delete_object", uri)
-
-
-def _range_options(info: ObjectInfo, start: int, stop: int) -> GetOptions:
-    """Return the options to read a range of exactly this version."""
-    return {"range": (start, stop), "if_match": f'"{info.etag}"'}
+            self.send("delete_object", uri)
 
 
 def _require_complete(data: memoryview, info: ObjectInfo, start: int, stop: int) -> memoryview:

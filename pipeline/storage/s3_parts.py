@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PreconditionFailedError, StorageError
@@ -22,7 +20,7 @@ def completion_body(parts: Sequence[str]) -> dict[str, Any]:
     return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in enumerate(parts, 1)]}
 
 
-async def copy_in_parts(s3: S3Objects, origin: dict[str, Any], target: str, size: int) -> None:
+def copy_in_parts(s3: S3Objects, origin: dict[str, Any], target: str, size: int) -> None:
     """Copy one version of an object on the server's side; a failed copy is aborted.
 
     Args:
@@ -34,21 +32,21 @@ async def copy_in_parts(s3: S3Objects, origin: dict[str, Any], target: str, size
     Raises:
         PreconditionFailedError: The source is now another version.
     """
-    upload = (await s3.request("create_multipart_upload", target))["UploadId"]
+    upload = s3.send("create_multipart_upload", target)["UploadId"]
     step = max(s3.copy_bytes // 5, 1)
     try:
         spans = [(start, min(start + step, size)) for start in range(0, size, step)]
-        parts = await copy_parts(s3, origin, target, upload, spans)
+        parts = copy_parts(s3, origin, target, upload, spans)
         body = completion_body(parts)
-        await s3.request("complete_multipart_upload", target, UploadId=upload, MultipartUpload=body)
+        s3.send("complete_multipart_upload", target, UploadId=upload, MultipartUpload=body)
     except BaseException:
         # No other process knows its id.
         with suppress(StorageError):
-            await s3.request("abort_multipart_upload", target, UploadId=upload)
+            s3.send("abort_multipart_upload", target, UploadId=upload)
         raise
 
 
-async def copy_parts(
+def copy_parts(
     s3: S3Objects,
     origin: dict[str, Any],
     target: str,
@@ -70,28 +68,26 @@ async def copy_parts(
     Raises:
         PreconditionFailedError: The source is now another version.
     """
-    gate = asyncio.Semaphore(COPIES_AT_ONCE)
 
-    async def copy(number: int, span: tuple[int, int]) -> str:
-        async with gate:
-            response = await s3.request(
-                "upload_part_copy",
-                target,
-                UploadId=upload,
-                PartNumber=number,
-                CopySourceRange=f"bytes={span[0]}-{span[1] - 1}",
-                **origin,
-            )
+    def copy(part: tuple[int, tuple[int, int]]) -> str:
+        number, (start, stop) = part
+        response = s3.send(
+            "upload_part_copy",
+            target,
+            UploadId=upload,
+            PartNumber=number,
+            CopySourceRange=f"bytes={start}-{stop - 1}",
+            **origin,
+        )
         return str(response["CopyPartResult"]["ETag"]).strip('"')
 
-    copies = (s3.retry(partial(copy, *item)) for item in enumerate(spans, 1))
-    parts = await asyncio.gather(*copies)
+    parts = s3.each(copy, enumerate(spans, 1), COPIES_AT_ONCE)
     # Some servers ignore the condition.
-    if await _etag(s3, origin["CopySource"]) != origin["CopySourceIfMatch"]:
+    if _etag(s3, origin["CopySource"]) != origin["CopySourceIfMatch"]:
         raise PreconditionFailedError(target)
     return parts
 
 
-async def _etag(s3: S3Objects, source: dict[str, str]) -> str:
-    response = await s3.request("head_object", f"s3://{source['Bucket']}/{source['Key']}")
+def _etag(s3: S3Objects, source: dict[str, str]) -> str:
+    response = s3.send("head_object", f"s3://{source['Bucket']}/{source['Key']}")
     return str(response["ETag"])

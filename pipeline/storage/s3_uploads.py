@@ -20,7 +20,7 @@ from pipeline.errors import (
     ThrottledError,
     TransientStorageError,
 )
-from pipeline.metrics import counted_here, current_tally
+from pipeline.metrics import counted_here
 from pipeline.storage.backend import ObjectStart, StagedObject
 from pipeline.storage.s3_objects import PAGE, S3Objects
 from pipeline.storage.s3_part_sender import PartSender
@@ -94,7 +94,7 @@ class Uploads:
         }
         staged = StagedObject(uri, upload, (), start.size + len(tail), attempt)
         try:
-            copied = self._s3.wait(copy_parts(self._s3, origin, uri, upload, spans))
+            copied = copy_parts(self._s3, origin, uri, upload, spans)
             pieces = [tail[at : at + PART_BYTES] for at in range(0, len(tail), PART_BYTES)]
             send = counted_here(lambda part: self._send(uri, upload, *part))
             sent = map_concurrently(send, enumerate(pieces, len(spans) + 1), PARTS_AT_ONCE)
@@ -110,8 +110,8 @@ class Uploads:
 
     def _begin(self, uri: str, attempt: str) -> str:
         """Begin an upload; return its id."""
-        response = self._s3.wait(
-            self._s3.request("create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt})
+        response = self._s3.send(
+            "create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt}
         )
         return str(response["UploadId"])
 
@@ -119,22 +119,20 @@ class Uploads:
         self, uri: str, upload: str, number: int, part: memoryview, sha256: str | None = None
     ) -> str:
         """Send a part, again after a transient error; return its ETag."""
-        return self._s3.policy.call(
-            lambda: self._sender.send(uri, upload, number, part, sha256), current_tally().add_retry
-        )
+        return self._s3.retry(lambda: self._sender.send(uri, upload, number, part, sha256))
 
     @cached_property
     def _sender(self) -> PartSender:
         return PartSender(self._s3)
 
-    async def check(self, item: StagedObject) -> None:
+    def check(self, item: StagedObject) -> None:
         """Raise ObjectMissingError if the upload does not exist."""
-        await self._s3.request("list_parts", item.uri, UploadId=item.upload, MaxParts=1)
+        self._s3.send("list_parts", item.uri, UploadId=item.upload, MaxParts=1)
 
-    async def complete(self, item: StagedObject) -> None:
+    def complete(self, item: StagedObject) -> None:
         """Complete the upload. Raises ObjectMissingError."""
         try:
-            await self._s3.request(
+            self._s3.send(
                 "complete_multipart_upload",
                 item.uri,
                 UploadId=item.upload,
@@ -144,17 +142,17 @@ class Uploads:
             if error.status >= 500 and not isinstance(error, ThrottledError):
                 # Some servers return an internal error for a missing upload, e.g. Ceph: "this
                 # multipart completion is already in progress".
-                await self.check(item)
+                self.check(item)
             raise
 
     def abort(self, staged: Sequence[StagedObject]) -> None:
         """Abort uploads; missing or impossible uploads are no error."""
 
-        async def drop(item: StagedObject) -> None:
+        def drop(item: StagedObject) -> None:
             with suppress(ObjectMissingError, ObjectRefusedError, InvalidUriError):
-                await self._s3.request("abort_multipart_upload", item.uri, UploadId=item.upload)
+                self._s3.send("abort_multipart_upload", item.uri, UploadId=item.upload)
 
-        self._s3.wait(self._s3.gather(drop, staged))
+        self._s3.each(drop, staged)
 
     def under(self, prefix: str) -> Iterator[StagedObject]:
         """Yield the uploads whose keys start with the prefix."""

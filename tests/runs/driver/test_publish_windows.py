@@ -17,6 +17,7 @@ from pipeline.table.errors import CommitsConflictError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of as run_of_commit
 from pipeline.table.publish import commits_of, rollback
+from pipeline.table.replay import window_label
 from tests.support.faulty_storage import Fault, Faulty
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -72,7 +73,6 @@ def test_folders_of_another_run_are_labelled_once(monkeypatch: pytest.MonkeyPatc
     whole.complete()
     publish_run(backend.storage(), whole.ledger)
     labelled: Counter[str] = Counter()
-    window_label = table_publish.window_label
 
     def count(rule: str, folder: str) -> str | None:
         labelled[folder] += 1
