@@ -21,7 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import ConcurrencyLimitWithLeaseResponse
 from prefect.exceptions import PrefectException
 
-from pipeline.flows.server import patient
+from pipeline.flows.server import own_client_options, patient
 
 LEASE_SECONDS = 120.0
 """Seconds until the slots of a dead driver are free again."""
@@ -104,7 +104,11 @@ class Slots:
     def _run(self) -> None:
         """Request, renew and release slots until none is wanted or held."""
         try:
-            with patient(SLOT_RETRIES), get_client(httpx_settings={}, sync_client=True) as client:
+            options = own_client_options()
+            with (
+                patient(SLOT_RETRIES),
+                get_client(httpx_settings=options, sync_client=True) as client,
+            ):
                 self._serve(client)
         except Exception as error:
             # Whatever the client raises: batches would wait for this thread for ever.

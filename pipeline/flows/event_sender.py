@@ -25,6 +25,8 @@ from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 
+from pipeline.flows.server import own_client_options
+
 MAX_IN_REQUEST = 400
 """Maximum events in one request; an event has about 1.5 kB."""
 MAX_WAITING = 20_000
@@ -74,7 +76,7 @@ def current_origin() -> Origin:
 
 
 async def _related() -> list[Any]:
-    async with get_client(httpx_settings={}) as client:
+    async with get_client(httpx_settings=own_client_options()) as client:
         return list(await related_resources_from_run_context(client))
 
 
@@ -128,7 +130,7 @@ class EventSender:
 
     def _run(self) -> None:
         try:
-            with get_client(httpx_settings={}, sync_client=True) as client:
+            with get_client(httpx_settings=own_client_options(), sync_client=True) as client:
                 self._send_all(client)
         except BaseException:
             with self._changed:

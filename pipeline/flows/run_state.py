@@ -19,6 +19,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Paused, Running
 
+from pipeline.flows.server import own_client_options
+
 RequestedState = Literal["run", "pause", "cancel"]
 
 PAUSE_SECONDS = 365 * 86400
@@ -57,7 +59,7 @@ class RunStateWatcher:
 
     def _api(self) -> SyncPrefectClient:
         if self._client is None:
-            self._client = get_client(sync_client=True)
+            self._client = get_client(httpx_settings=own_client_options(), sync_client=True)
         return self._client
 
     def _watched(self) -> tuple[UUID, ...]:

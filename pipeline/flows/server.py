@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import ssl
 import threading
 import time
 import urllib.error
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
+import httpx
 from cachetools import LRUCache, cached
 
 from pipeline.config.sections import PrefectSettings
@@ -225,6 +227,26 @@ def _client(api_url: str, password: str) -> Any:
     # Only now: httpx makes a transport for the settings if it is given none.
     client._client._transport = PatientTransport(client._client._transport)
     return client.__enter__()  # Never exited: it is kept.
+
+
+def own_client_options() -> dict[str, Any]:
+    """Return options of httpx by which `get_client` makes another client, but no TLS context.
+
+    Prefect makes one per client, which takes 25 ms of processor time for the certificates of
+    authorities, whether the server has TLS or not.
+    """
+    from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
+
+    if PREFECT_API_TLS_INSECURE_SKIP_VERIFY.value():
+        return {}
+    return {"verify": _tls_context(PREFECT_API_SSL_CERT_FILE.value())}
+
+
+@cached(LRUCache(maxsize=4), lock=Lock())
+def _tls_context(certificates: str | None) -> ssl.SSLContext:
+    if certificates:
+        return ssl.create_default_context(cafile=certificates)
+    return httpx.create_ssl_context()  # With the authorities that Prefect uses by default, too.
 
 
 @contextmanager

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.context import SyncClientContext
-from prefect.settings import PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
+from prefect.settings import (
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    temporary_settings,
+)
 
 from pipeline.flows.busy_server import BUSY_PAUSES, PatientTransport
-from pipeline.flows.server import talking_to
+from pipeline.flows.server import own_client_options, talking_to
 from tests.flows.test_event_sender import serving
 
 
@@ -78,3 +85,14 @@ def test_flow_runs_do_not_wait_for_a_server_that_is_gone() -> None:
         with pytest.raises(httpx.ConnectError):
             context.client.request("POST", "/events", json=[])
     assert time.monotonic() - started < 30
+
+
+def test_own_clients_read_the_certificates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_client_options()
+    monkeypatch.setattr(ssl, "create_default_context", lambda **_: pytest.fail("read again"))
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda **_: pytest.fail("read again"))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        for _ in range(2):
+            get_client(httpx_settings=own_client_options(), sync_client=True)
+        with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
+            assert own_client_options() == {}
