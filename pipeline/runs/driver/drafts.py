@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -85,13 +85,17 @@ class Drafting:
         for entry in entries:
             by_window[entry.window].append(entry)
         completed = set(self.progress.completions["chunk"].to_list())
-        drafts = []
-        for label, (window, done) in self._parts().items():
-            missing = [chunk for chunk in window.chunks if chunk not in completed]
+        lacking: dict[str | None, list[str]] = {}
+        for label, window in self._all().items():
             own = by_window[label]
-            # Skip what is published in full, as most is, without reading its commits.
-            if (missing and not without_failed) or (own and not own[-1].missing):
-                continue
+            if own and not own[-1].missing:
+                continue  # Published in full, as most are: its commits need not be read.
+            missing = [chunk for chunk in window.chunks if chunk not in completed]
+            if not missing or without_failed:
+                lacking[label] = missing
+        drafts = []
+        for label, (window, done) in self._parts(lacking).items():
+            own, missing = by_window[label], lacking[label]
             # A run may be published in part by windows and in part as a whole.
             related = entries if label is None else [*by_window[None], *own]
             earlier = self.table_log.load_all(related)
@@ -107,13 +111,22 @@ class Drafting:
             self._refuse_open_columns(drafts)
         return drafts
 
-    def _parts(self) -> dict[str | None, tuple[WindowChunks, pl.DataFrame]]:
-        """Return chunks and completions of each commit, by the label of its window."""
+    def _all(self) -> dict[str | None, WindowChunks]:
+        """Return the planned chunks of each commit, by the label of its window."""
         if self.rule is None:
-            return {None: (WindowChunks(self.plan.chunk_ids), self.done)}
+            return {None: WindowChunks(self.plan.chunk_ids)}
+        return dict(self.windows.items())
+
+    def _parts(
+        self, labels: Collection[str | None]
+    ) -> dict[str | None, tuple[WindowChunks, pl.DataFrame]]:
+        """Return chunks and completions of some commits, by the label of their window."""
+        chosen = {label: window for label, window in self._all().items() if label in labels}
+        if self.rule is None:
+            return {label: (window, self.done) for label, window in chosen.items()}
         pairs = [
             (file, label)
-            for label, part in self.windows.items()
+            for label, part in chosen.items()
             for file in (part.chunks if part.files is None else part.files)
         ]
         owner = pl.DataFrame(pairs, {"chunk": pl.String, "window": pl.String}, orient="row")
@@ -121,7 +134,7 @@ class Drafting:
         parts = joined.partition_by("window", as_dict=True, include_key=False)
         return {
             label: (window, parts.get((label,), self.done.head(0)))
-            for label, window in self.windows.items()
+            for label, window in chosen.items()
         }
 
     def _draft(self, part: _Part, released: Sequence[str]) -> Commit:
