@@ -185,13 +185,13 @@ def _requests(costs: Costs, mapping: Mapping) -> dict[str, float]:
         "GetObject": footers + tally.gets + partials + (3 * case.workers if case.cold else 0),
         "CreateMultipartUpload": uploaded,
         "UploadPart": uploaded * costs.parts,
-        "ListParts": uploaded,
         "CompleteMultipartUpload": uploaded,
         "PutObject": copied + tally.segments + partials + tally.folds + 10,
         "CopyObject": copied,
-        "DeleteObjects": costs.staged_pages,
+        "DeleteObjects": costs.staged_pages if copied else 0,
+        "ListMultipartUploads": costs.staged_pages if uploaded else 0,
         "ListObjects": listing
-        + costs.staged_pages
+        + (costs.staged_pages if copied else 0)
         + tally.batches
         + tally.listed // PAGE
         + tally.looks,

@@ -13,7 +13,7 @@ from benchmarks.simulation.case import Case
 from benchmarks.simulation.parameters import Parameters
 from pipeline.config.sections import PlannerSettings
 from pipeline.runs.ledger.completion_log import CONCURRENT_READS
-from pipeline.runs.worker.batch import CANCEL_SECONDS
+from pipeline.runs.worker.batch import CANCEL_SECONDS, LATE_FLUSHES, SEGMENTS_PER_BATCH
 from pipeline.runs.worker.chunk_source import WHOLE_BYTES
 from pipeline.runs.worker.reduce import FAN_IN
 from pipeline.storage.s3_backend import COPIED_BYTES
@@ -148,7 +148,7 @@ class Costs:
         segments = max(
             1,
             math.ceil(chunks / limits.flush_chunks),
-            min(chunks, math.floor(pipeline / max(limits.flush_seconds, steps.longest))),
+            self._timed_segments(chunks, pipeline),
         )
         # A job that reduces stores a partial result with each segment.
         objects = segments * (2 if self.case.reduces else 1)
@@ -167,6 +167,13 @@ class Costs:
             puts=puts,
             segments=segments,
         )
+
+    def _timed_segments(self, chunks: int, seconds: float) -> int:
+        """Segments of a batch that are stored because it is time to (see `flush_if_due`)."""
+        pause, longest = self.case.batches.flush_seconds, self.steps().longest
+        often = math.floor(seconds / max(pause, longest))
+        late = math.floor(seconds / max(LATE_FLUSHES * pause, longest))
+        return min(chunks, often, max(SEGMENTS_PER_BATCH, late))
 
     @property
     def plan_bytes(self) -> float:
@@ -231,21 +238,19 @@ class Costs:
         case, store = self.case, self.parameters.store
         if case.reduces:
             return 6 * store.put_seconds
-        # Uploads are looked at and completed; small outputs are listed by the page, and copied.
-        looks = 0 if self.is_copied else 1
+        # They are listed by the page; then uploads are completed, and small outputs copied.
         each = max(
             self.parameters.driver.publish_file_seconds,
-            (looks * store.get_seconds + store.put_seconds) / CONCURRENCY,
-            (looks + 1) / (store.puts_per_second * case.prefixes),
+            store.put_seconds / CONCURRENCY,
+            1 / (store.puts_per_second * case.prefixes),
         )
         listing = self.staged_pages * store.list_seconds
         return case.chunks * each + listing + 4 * store.put_seconds
 
     @property
     def staged_pages(self) -> int:
-        """Pages of a listing of small outputs that are staged."""
-        is_listed = self.is_copied and not self.case.reduces
-        return math.ceil(self.case.chunks / PAGE) if is_listed else 0
+        """Pages of a listing of what is staged."""
+        return 0 if self.case.reduces else math.ceil(self.case.chunks / PAGE)
 
     def reducing(self, partials: int) -> float:
         """Seconds to combine partial results in a tree, one step a Prefect task run."""

@@ -265,7 +265,9 @@ class BatchSettings(_Section):
     in_flight_per_thread: PositiveInt = 2
     """Batches submitted ahead per worker thread."""
     flush_seconds: Annotated[Seconds, Field(gt=0)] = 2.0
-    """Maximum seconds between two writes of a worker's completions, while chunks finish."""
+    """Maximum seconds between two writes of a worker's completions, while chunks finish; in a long
+    batch, as it is cut for many workers, until an eighth of it is done, but at most ten times as
+    long."""
     flush_chunks: PositiveInt = 500
     """Maximum number of completed chunks before a worker stores its completions."""
     concurrency_limit: str | None = None
@@ -378,7 +380,7 @@ class S3Settings(_Section):
     """Secret key. From AWS_SECRET_ACCESS_KEY, or the embedded stack."""
     session_token: SecretStr | None = None
     """Session token. From AWS_SESSION_TOKEN."""
-    max_requests: PositiveInt = 128
+    max_requests: PositiveInt = 192
     """Maximum number of concurrent requests of one process, such as a worker. While S3 throttles
     (503 SlowDown, 429), a process makes fewer."""
     copied_bytes: SizeOrNone = 4 << 20

@@ -86,8 +86,13 @@ class S3Backend(S3Objects):
 
     @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        found = self._copies.find(staged)
-        return self._find_vanished(self._check, [i for i in staged if i.upload not in found])
+        copies, uploads = self._copies.find(staged), self._uploads.find(staged)
+        unknown = [
+            item
+            for item in staged
+            if item.upload not in copies and (item.uri, item.upload) not in uploads
+        ]
+        return self._find_vanished(self._check, unknown)
 
     @override
     def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -20,8 +20,8 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 CONCURRENCY = DEFAULT_MAX_REQUESTS
-"""Maximum number of small requests in flight, within `s3.max_requests`. At 100 ms per request, the
-two requests of each of a million outputs take half an hour; with 32 in flight, 105 minutes."""
+"""Maximum number of small requests in flight, within `s3.max_requests`. At 100 ms per request, a
+million outputs are published in nine minutes; with 32 in flight, in 52."""
 
 
 class S3Client:

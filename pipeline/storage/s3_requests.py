@@ -14,7 +14,7 @@ from pipeline.errors import ThrottledError
 from pipeline.storage.request_gate import Gate
 from pipeline.storage.s3_errors import status_of, translate
 
-DEFAULT_MAX_REQUESTS = 128
+DEFAULT_MAX_REQUESTS = 192
 """Default of `s3.max_requests`: maximum number of concurrent requests."""
 
 KINDS = {

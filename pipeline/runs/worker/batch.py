@@ -64,6 +64,12 @@ CHUNK_BUDGET_SECONDS = 120.0
 """Maximum seconds that a worker retries a chunk's transient errors; the next round retries too."""
 CANCEL_SECONDS = 2.0
 """Seconds between two looks for a request to stop, after a chunk; a batch lasts seconds."""
+SEGMENTS_PER_BATCH = 8
+"""Number of segments that a batch is stored in, unless a chunk takes longer than an eighth of it.
+With 1,000 workers a batch takes more than a minute; if each chunk were stored by itself, the driver
+could not read as fast as they write."""
+LATE_FLUSHES = 10
+"""Multiple of `batches.flush_seconds` after which a long batch stores what it has, in any case."""
 TIMEOUT_EXIT = 75
 """Exit code of a worker that exits because a chunk hangs (EX_TEMPFAIL)."""
 _COUNTS = tuple(each.name for each in fields(metrics.RequestCounts))
@@ -192,8 +198,10 @@ class Attempt:
     def flush_if_due(self) -> None:
         """Store what is not stored yet, if it is time to; end if the run is cancelled."""
         limits = self.context.settings.batches
-        late = time.monotonic() - self.flushed >= limits.flush_seconds
-        if late or len(self.entries) >= limits.flush_chunks:
+        share = min(limits.flush_chunks, len(self.batch) / SEGMENTS_PER_BATCH)
+        waited = (time.monotonic() - self.flushed) / limits.flush_seconds
+        is_late = waited >= (1 if len(self.entries) >= share else LATE_FLUSHES)
+        if is_late or len(self.entries) >= limits.flush_chunks:
             self.flush()
         self._end_if_cancelled()
 

@@ -305,6 +305,22 @@ def test_completions_are_stored_in_groups(flush: int, segments: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("chunks", "waited", "segments"), [(24, 1.0, 0), (24, 3.0, 8), (24, 21.0, 24), (6, 3.0, 6)]
+)
+def test_a_long_batch_is_stored_an_eighth_at_a_time(
+    chunks: int, waited: float, segments: int
+) -> None:
+    """Unless its chunks take ten times as long as completions are to wait (2 s)."""
+    case = Case(plan=plan_of(chunks))
+    attempt = BatchAttempt(case.context, Batch("b", f"0-{chunks}"), "worker")
+    for index in range(chunks):
+        attempt.entries.append(case.run.completion(index))
+        attempt.flushed = time.monotonic() - waited
+        attempt.flush_if_due()
+    assert case.faulty.calls.count("put_new") == segments
+
+
+@pytest.mark.parametrize(
     ("what", "error"), [("changed", ObjectChangedError), ("gone", ObjectMissingError)]
 )
 def test_an_input_that_is_not_the_planned_one_is_a_failure_by_name(
