@@ -58,6 +58,10 @@ class Staging:
 
         Args:
             void: Attempts whose staged objects no longer exist.
+
+        Raises:
+            StateError: A worker's answer or a note is no file of this ingest, or the files do not
+                have the planned number of rows.
         """
         chosen: dict[int, StagedFile] = {}
         for staged in self.store.staged(self.plan):
@@ -68,7 +72,18 @@ class Staging:
         for staged in self._stage_all(left):
             chosen[staged.number] = staged
             self.listen(len(chosen), len(self.plan.files))
-        return [chosen[number] for number in range(len(self.plan.files))]
+        files = [chosen[number] for number in range(len(self.plan.files))]
+        self._refuse_other_rows(files)
+        return files
+
+    def _refuse_other_rows(self, files: Sequence[StagedFile]) -> None:
+        rows = sum(part.rows for file in files for part in file.parts)
+        if rows != self.plan.records:
+            raise StateError(
+                f"{self.store.prefix}files/{self.plan.plan}/",
+                f"the staged files have {plural(rows, 'row')} instead of {self.plan.records:,}",
+                hint=self.store.begin_again,
+            )
 
     def duplicates(self, chosen: Collection[str]) -> list[StagedObject]:
         """Return what was staged in other attempts than the chosen ones."""
@@ -92,6 +107,7 @@ class Staging:
                 numbers[at],
             ):
                 raise StateError(self.store.prefix, "a worker returned another file")
+            self.store.refuse_foreign_keys(staged, self.store.prefix)
             yield staged
 
     def bytes_of(self, number: int) -> int:

@@ -49,6 +49,7 @@ from pipeline.errors import AlreadyExistsError, StateError
 from pipeline.ingest.errors import SourceError
 from pipeline.ingest.paging import Paging
 from pipeline.report.humanize import plural
+from pipeline.runs.ledger.keys import file_uri
 from pipeline.storage import Storage, join, parse, same_place, state_prefix
 from pipeline.storage.documents import (
     Moment,
@@ -544,9 +545,32 @@ class IngestStore:
                 raise StateError(uri, f"it is file {staged.number} of ingest {staged.ingest}")
             if staged.number >= len(plan.files):
                 raise StateError(uri, f"the plan has {plural(len(plan.files), 'file')}")
+            self.refuse_foreign_keys(staged, uri)
             return staged
 
         return map_concurrently(read, [info.uri for info in infos])
+
+    def refuse_foreign_keys(self, staged: StagedFile, source: str) -> None:
+        """Refuse a staged file whose keys are not those of its number and attempts.
+
+        Args:
+            staged: The staged file, from a worker or from a note.
+            source: URI to name in the error.
+
+        Raises:
+            StateError: A key is outside of the output, or of another file.
+        """
+        for part in staged.parts:
+            *names, end = part.folder.split("/")
+            is_folder = not end and not {"", ".", ".."}.intersection(names)
+            key = file_uri(self.output, part.folder, staged.number, self.ingest, part.attempt)
+            if not is_folder or part.uri != key:
+                raise StateError(
+                    source,
+                    f"{part.uri[:1024]!r} is no key of file {staged.number} of this ingest",
+                    hint="no worker of this ingest wrote it: check who may write to "
+                    f"{state_prefix(self.output)}, then {self.begin_again}",
+                )
 
     def note_staged(self, staged: StagedFile) -> None:
         """Note a staged file."""

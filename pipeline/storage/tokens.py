@@ -10,6 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.errors import InvalidUriError
+from pipeline.uris import parse
+
 ATTEMPT_PATTERN: Final = r"^[0-9a-f]{32}$"
 """Pattern of attempts (`uuid.uuid4().hex`), valid in the regex syntax of Python and of Rust."""
 UPLOAD_ID_PATTERN: Final = r"^[^/\\\s\x00-\x1f\x7f]{1,1024}$"
@@ -37,10 +40,19 @@ class TokenRule:
 
     def allows(self, uri: str, upload: str, attempt: str) -> bool:
         """Whether staging this URI in this attempt can have made this token."""
-        if re.fullmatch(ATTEMPT_PATTERN, attempt) is None or not uri.startswith(self.output):
+        if re.fullmatch(ATTEMPT_PATTERN, attempt) is None or not self._is_below(uri):
             return False
         if self.staged is not None and upload == self.token_of(uri, attempt):
             return True
         if self.ids is None or upload in _DOTS:
             return False
         return re.fullmatch(self.ids, upload) is not None
+
+    def _is_below(self, uri: str) -> bool:
+        """Whether a URI is below the output, and in its normal form there."""
+        if not uri.startswith(self.output):
+            return False
+        try:
+            return parse(uri).uri == parse(self.output).uri + uri.removeprefix(self.output)
+        except InvalidUriError:
+            return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,11 @@ from pipeline.ingest.kept_frames import KeptFrames
 from pipeline.ingest.pieces import FindPiece, PieceFound, PieceReader
 from pipeline.ingest.ranges import Cutting, whole_file
 from pipeline.ingest.rows import Found
-from pipeline.ingest.store import IngestStore, SourceFile
+from pipeline.ingest.store import IngestStore, SourceFile, StagedFile
 from pipeline.ingest.texts import Look, read_texts
 from pipeline.ingest.workers import LocalWorkers
 from pipeline.runs.admin.verify import verify_output
-from pipeline.storage import Storage
+from pipeline.storage import Storage, staged_area
 from tests.ingest.conftest import OUTPUT, World
 from tests.servers.api import Api
 from tests.support.examples import fewer
@@ -412,6 +412,87 @@ def test_works_can_be_done_by_other_processes(
     assert it.frame().equals(frame)
     assert f"range 3 of {FOLDER}1.{kind}" in workers.done
     assert "write file 2" in workers.done
+
+
+class Changing(Elsewhere):
+    """Changes what the worker that stages the second file returns."""
+
+    def __init__(self, change: Callable[[StagedFile], StagedFile]) -> None:
+        super().__init__()
+        self._change = change
+
+    def map(self, works: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        for number, answer in super().map(works):
+            is_second = isinstance(answer, StagedFile) and answer.number == 1
+            yield number, self._change(answer) if is_second else answer
+
+
+def with_key(folder: str, key: Callable[[str], str]) -> Callable[[StagedFile], StagedFile]:
+    """Change the first part of a staged file to another key, with the token that belongs to it."""
+
+    def change(staged: StagedFile) -> StagedFile:
+        [part] = staged.parts
+        uri = key(part.uri)
+        rule = MemoryBackend().token_rule(OUTPUT, staged_area(OUTPUT))
+        upload = rule.token_of(uri, part.attempt)
+        changed = part.model_copy(update={"folder": folder, "uri": uri, "upload": upload})
+        return staged.model_copy(update={"parts": (changed,)})
+
+    return change
+
+
+CHANGES: dict[str, tuple[Callable[[StagedFile], StagedFile], str]] = {
+    "no rows": (
+        lambda staged: staged.model_copy(update={"parts": ()}),
+        "the staged files have .* rows instead of 200",
+    ),
+    "outside": (with_key("", lambda uri: OUTPUT + "../x.parquet"), "is no key of file 1"),
+    "outside by its folder": (
+        with_key("../", lambda uri: uri.replace(OUTPUT, OUTPUT + "../")),
+        "is no key of file 1",
+    ),
+    "an empty folder": (
+        with_key("/", lambda uri: uri.replace(OUTPUT, OUTPUT + "/")),
+        "is no key of file 1",
+    ),
+    "of another file": (
+        with_key("", lambda uri: uri.replace("part-0000001", "part-0000000")),
+        "is no key of file 1",
+    ),
+    "of another run": (
+        with_key("", lambda uri: f"{OUTPUT}part-0000000-{'0' * 16}-{'a' * 8}.parquet"),
+        "is no key of file 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", CHANGES)
+def test_staged_files_that_are_not_those_of_the_plan_are_not_published(
+    it: World, monkeypatch: pytest.MonkeyPatch, name: str, stored: bool
+) -> None:
+    """What workers return, and what is noted about staged files."""
+    change, message = CHANGES[name]
+    monkeypatch.setattr(remote, "own_storage", it.backend.storage)
+    options: dict[str, Any] = {"workers": Changing(change)}
+    if stored:
+        calls = it.calls(**SMALL)
+        noted = IngestStore.note_staged
+        monkeypatch.setattr(
+            IngestStore,
+            "note_staged",
+            lambda store, file: noted(store, change(file) if file.number == 1 else file),
+        )
+        it.dies(len(calls) - calls[::-1].index("stage") + 1, **SMALL)
+        assert [n for n in it.state("/files/") if "/0000001-" in n]
+        options = {}
+    for _ in range(2):
+        with pytest.raises(StateError, match=message) as caught:
+            it.ingest(options=options, **SMALL)
+    assert caught.value.hint is not None
+    assert "--discard" in caught.value.hint
+    assert it.table_log.manifest().commits == ()
+    assert not [uri for uri in it.backend.stored if uri.startswith(OUTPUT)]
 
 
 def test_what_workers_return_is_checked() -> None:

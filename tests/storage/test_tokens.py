@@ -94,6 +94,13 @@ def test_tokens_of_our_own_are_allowed_and_no_others(kind: str) -> None:
     assert not rule.allows(uri, token, ATTEMPT + "\n")
 
 
+@pytest.mark.parametrize("rest", ["../../x", "k=1/../../../x", "./x", "k=1//x"])
+def test_no_token_is_allowed_outside_of_the_output(rest: str) -> None:
+    rule, _ = rules()["file"]
+    uri = rule.output + rest
+    assert not rule.allows(uri, rule.token_of(uri, ATTEMPT), ATTEMPT)
+
+
 @settings(deadline=None)
 @given(
     kind=st.sampled_from(["s3", "upload", "file"]),
