@@ -252,7 +252,8 @@ class Files(Part):
     nulls: tuple[str, ...] = ("",)
     """Texts that stand for no value in a CSV file."""
     max_bytes: Size = 2**30
-    """Maximum size of a file that is read whole, decompressed, and of a record of others."""
+    """Maximum size of a file that is read whole, decompressed (of Parquet and Excel, also of its
+    rows in memory), and of a record of others."""
     range_bytes: Annotated[Size, Field(ge=1)] = 32 * 2**20
     """Size of the ranges into which CSV and NDJSON files are cut that are larger and not
     compressed. They are read side by side, by the Dask cluster if there is one."""

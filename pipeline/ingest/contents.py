@@ -294,29 +294,31 @@ def _convert_texts(column: pl.Series, kind: pl.DataType, where: str) -> pl.Serie
     return done
 
 
-# -- Parquet and Arrow ----------------------------------------------------------------------------
+# -- Arrow ----------------------------------------------------------------------------------------
 
 
-def columnar_frame(data: bytes, kind: FileFormatName) -> pl.DataFrame:
-    """Return a Parquet or Arrow file as a frame; categories become texts.
+def arrow_frame(data: bytes) -> pl.DataFrame:
+    """Return an Arrow file as a frame; categories become texts.
 
     Raises:
         ContentError: It is not readable.
     """
+    read = pl.read_ipc if data.startswith(b"ARROW1") else pl.read_ipc_stream
     try:
-        source = io.BytesIO(data)
-        if kind == "parquet":
-            frame = pl.read_parquet(source, use_pyarrow=False, hive_partitioning=False)
-        elif data.startswith(b"ARROW1"):
-            frame = pl.read_ipc(source)
-        else:
-            frame = pl.read_ipc_stream(source)
+        return without_categories(read(io.BytesIO(data)))
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         lines = str(error).splitlines() or ["unreadable"]
-        raise ContentError(f"it is no {kind} file: {lines[0]}") from None
+        raise ContentError(f"it is no arrow file: {lines[0]}") from None
+
+
+def without_categories(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a frame whose categories are texts."""
     texts = (pl.Categorical, pl.Enum)
     names = [name for name, dtype in frame.schema.items() if isinstance(dtype, texts)]
     return frame.with_columns(frame.get_column(name).cast(pl.String) for name in names)
+
+
+# -- columns with types ---------------------------------------------------------------------------
 
 
 def typed_columns(

@@ -14,7 +14,7 @@ from pipeline.config.ingest import FileFormatName, Files, is_url
 from pipeline.errors import StateError, UnreadableObjectError
 from pipeline.ingest.contents import (
     ContentError,
-    columnar_frame,
+    arrow_frame,
     csv_frame,
     decompress,
     format_of,
@@ -28,6 +28,7 @@ from pipeline.ingest.cuts import line_end, record_end
 from pipeline.ingest.excel import excel_frame
 from pipeline.ingest.frames import frame_of, needs_exact_numbers
 from pipeline.ingest.kept_frames import KeptFrames
+from pipeline.ingest.parquet import parquet_frame
 from pipeline.ingest.schema import ContradictionError, Types, add_types, contradiction
 from pipeline.ingest.texts import Look, read_texts
 from pipeline.storage import Storage
@@ -216,7 +217,9 @@ class PieceReader:
         try:
             if piece.kind == "excel":
                 return excel_frame(data, self.files.sheet, self.files.max_bytes)
-            return columnar_frame(data, piece.kind)
+            if piece.kind == "parquet":
+                return parquet_frame(data, self.files.max_bytes)
+            return arrow_frame(data)
         except ContentError as error:
             raise self.unreadable(piece, error) from None
 

@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -67,6 +69,13 @@ def encoded(frame: pl.DataFrame, kind: str) -> bytes:
         "arrow": frame.write_ipc,
     }
     write[kind](buffer)
+    return buffer.getvalue()
+
+
+def written(table: pa.Table, **how: Any) -> bytes:
+    """The Parquet file that pyarrow writes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **how)
     return buffer.getvalue()
 
 
@@ -386,8 +395,18 @@ def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:
             r"more than 9,000 bytes \(files.max_b",
         ),
         ("a.csv.zip", zipped(b"id\n" + b"1\n" * 5000), "more than 9,000 bytes"),
+        (
+            "a.parquet",
+            written(pa.table({"id": pa.nulls(9000, pa.int64())})),
+            r"in memory \(files.max_bytes",
+        ),
+        (
+            "a.parquet",
+            written(pa.table({"at": [datetime(3000, 1, 1)]}), use_deprecated_int96_timestamps=True),
+            "does not fit Datetime",
+        ),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_cannot_be_read_is_named(it: World, name: str, data: bytes, message: str) -> None:
     put(it, name, data)
@@ -396,6 +415,28 @@ def test_what_cannot_be_read_is_named(it: World, name: str, data: bytes, message
     assert FOLDER + name in str(caught.value)
     assert caught.value.hint is not None
     assert "files.uri" in caught.value.hint
+
+
+def test_nulls_of_parquet_that_its_page_denies_are_read(it: World) -> None:
+    """As parquet-cpp-arrow 10 writes them."""
+    ids = [1, None, 3, None, 5, 6]
+    data = bytearray(written(pa.table({"id": ids}), data_page_version="2.0", compression="none"))
+    page = data.find(b"\x15\x0c\x15\x04\x15\x0c")
+    assert page > 0, "6 values, 2 nulls, 6 rows"
+    data[page + 3] = 0
+    put(it, "a.parquet", bytes(data))
+    ingest(it)
+    assert it.frame()["id"].to_list() == [None, None, 1, 3, 5, 6]
+
+
+def test_columns_of_parquet_may_be_read_by_pyarrow(it: World) -> None:
+    """INT96 times, next to a column with a name that is a pattern."""
+    at = [datetime(2024, 3, 1, 12), None]
+    table = pa.table({"*": [1, 2], "at": at, "id": pa.array(["a", "b"]).dictionary_encode()})
+    for name, part in (("a.parquet", table), ("b.parquet", table.slice(0, 0))):
+        put(it, name, written(part, use_deprecated_int96_timestamps=True))
+    ingest(it)
+    assert it.frame().to_dict(as_series=False) == {"*": [1, 2], "at": at, "id": ["a", "b"]}
 
 
 @pytest.mark.parametrize(

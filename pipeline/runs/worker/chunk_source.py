@@ -27,12 +27,10 @@ from partitioning.dtypes import (
     Int96Unit,
     UnreadableSchemaError,
     file_types,
-    is_odd_encoding,
     plain_arrow_schema,
 )
 from partitioning.footer_arrays import read_footer
 from partitioning.page_index import PageIndex, is_indexed, parse_page_index
-from partitioning.pages import check_values, denies_nulls
 from partitioning.parquet_footer import (
     END,
     MAGIC,
@@ -47,7 +45,7 @@ from partitioning.thrift import ThriftError
 from partitioning.untrusted_statistics import writer_trust
 from pipeline import metrics
 from pipeline.errors import ObjectChangedError, UnreadableObjectError, WrongPageIndexError
-from pipeline.runs.worker.decoding import decode
+from pipeline.runs.worker.decoding import OutOfRangeError, decode, is_odd
 from pipeline.runs.worker.page_checksums import verify_pages
 from pipeline.runs.worker.page_parts import (
     DamagedPagesError,
@@ -395,26 +393,21 @@ class FragmentCopy:
 
     def _is_odd(self, local: _LocalFile, chunk: ColumnChunk, *, is_known: bool) -> bool:
         try:
-            check_values(local.file.read, chunk)
+            return is_odd(local.file.read, chunk, is_known=is_known)
         except ThriftError as error:
-            raise UnreadableObjectError(
-                self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
-            ) from None
-        if is_known or is_odd_encoding(chunk.leaf, chunk.encodings):
-            return True
-        try:
-            return denies_nulls(local.file.read, chunk)
-        except ThriftError:
-            return False  # If the data are damaged, Polars raises an error.
+            raise UnreadableObjectError(self.uri, str(error)) from None
 
     def _decode(
         self, local: _LocalFile, groups: Sequence[int], columns: Sequence[str]
     ) -> pl.DataFrame:
         first, last = local.numbers[groups[0]], local.numbers[groups[-1]]
         where = f"row groups {first} to {last}, columns {', '.join(columns)}"
+        unit = self._options.int96
         try:
-            unit = self._options.int96
             frame = decode(local.file.path, self._footer.schema, groups, columns, unit)
+        except OutOfRangeError as error:
+            more = "; set input.int96 to us" if unit == "ns" else ""
+            raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}{more}") from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
         rows = sum(local.groups[group].rows for group in groups)

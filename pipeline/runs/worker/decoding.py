@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from partitioning.dtypes import Int96Unit, plain_type
-from partitioning.parquet_footer import INT96, FileSchema
+from partitioning.dtypes import Int96Unit, is_odd_encoding, plain_type
+from partitioning.pages import ReadBytes, check_values, denies_nulls
+from partitioning.parquet_footer import INT96, ColumnChunk, FileSchema
+from partitioning.thrift import ThriftError
 
 _PER_SECOND = {"us": 10**6, "ns": 10**9}
 
@@ -22,8 +24,31 @@ class OutOfRangeError(ValueError):
     """A time is outside of the range of the wanted unit."""
 
 
+def is_odd(read: ReadBytes, chunk: ColumnChunk, *, is_known: bool) -> bool:
+    """Check a column chunk; return whether only pyarrow reads it correctly.
+
+    Args:
+        read: Reads the file.
+        chunk: The column chunk.
+        is_known: Whether pyarrow reads its column anyway.
+
+    Raises:
+        ThriftError: its pages are damaged; the message names the column.
+    """
+    try:
+        check_values(read, chunk)
+    except ThriftError as error:
+        raise ThriftError(f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}") from None
+    if is_known or is_odd_encoding(chunk.leaf, chunk.encodings):
+        return True
+    try:
+        return denies_nulls(read, chunk)
+    except ThriftError:
+        return False  # If the data are damaged, Polars raises an error.
+
+
 def decode(
-    path: str,
+    file: str | pa.NativeFile,
     schema: FileSchema,
     groups: Sequence[int],
     columns: Sequence[str],
@@ -32,7 +57,7 @@ def decode(
     """Decode columns of some row groups.
 
     Args:
-        path: Path of the file.
+        file: Path of the file, or what reads it.
         schema: Schema of its footer.
         groups: Numbers of the row groups.
         columns: Names of top-level columns.
@@ -43,17 +68,19 @@ def decode(
         pa.ArrowException, OSError, ValueError: the data are damaged.
     """
     times = {leaf.column for leaf in schema.leaves if leaf.physical == INT96}
-    table = _read(path, groups, columns, int96)
+    table = _read(file, groups, columns, int96)
     for name in times.intersection(columns):
-        seconds = _read(path, groups, [name], "s")
+        seconds = _read(file, groups, [name], "s")
         _check_times(name, table[name], seconds[name], int96)
     plain = [_to_plain_type(table[name]) for name in columns]
     return pl.DataFrame(pl.from_arrow(pa.table(plain, names=list(columns))))
 
 
-def _read(path: str, groups: Sequence[int], columns: Sequence[str], unit: str) -> pa.Table:
-    with pq.ParquetFile(path, coerce_int96_timestamp_unit=unit) as file:
-        table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+def _read(
+    file: str | pa.NativeFile, groups: Sequence[int], columns: Sequence[str], unit: str
+) -> pa.Table:
+    with pq.ParquetFile(file, coerce_int96_timestamp_unit=unit) as opened:
+        table = opened.read_row_groups(groups, columns=list(columns), use_threads=False)
     return table.select(list(columns))
 
 
@@ -84,7 +111,7 @@ def _check_times(
         if len(wrong):
             raise OutOfRangeError(
                 f"column {name}: an INT96 time of {wrong[0].as_py():,} seconds from 1970 does not "
-                f"fit Datetime({unit})" + ("; set input.int96 to us" if unit == "ns" else "")
+                f"fit Datetime({unit})"
             )
 
 
