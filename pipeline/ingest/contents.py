@@ -81,11 +81,23 @@ def _unzip(data: bytes, most: int) -> bytes:
         files = [info for info in archive.infolist() if not info.is_dir()]
         if len(files) != 1:
             raise ContentError(f"the archive holds {plural(len(files), 'file')}, not one")
-        try:
-            with archive.open(files[0]) as stream:
-                return _limited(stream.read(most + 1), most)
-        except (RuntimeError, NotImplementedError) as error:
-            raise ContentError(f"the archive cannot be read: {error}") from None
+        return _limited(read_entry(archive, files[0], most + 1), most)
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int) -> bytes:
+    """Return at most `size` bytes of a file in an archive.
+
+    Raises:
+        ContentError: It is encrypted, or compressed otherwise than by deflate, which alone is
+            decompressed in steps.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ContentError("the archive uses a compression that is not read; use deflate")
+    try:
+        with archive.open(entry) as stream:
+            return stream.read(size)
+    except RuntimeError as error:
+        raise ContentError(f"the archive cannot be read: {error}") from None
 
 
 def _limited(data: bytes, most: int) -> bytes:

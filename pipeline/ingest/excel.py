@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import zipfile
+import zlib
+from functools import reduce
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import polars as pl
 
 from pipeline.errors import UsageError
-from pipeline.ingest.contents import ContentError, limit_error
+from pipeline.ingest.contents import ContentError, limit_error, read_entry
+
+_CELL_BYTES: Final = 24
+"""Bytes of a cell in memory, also of an empty one between others."""
+_MAX_ROWS: Final = 1 << 20
+_MAX_COLUMNS: Final = 1 << 14
+_PLACE: Final = re.compile(
+    rb"<(?:[\w.-]+:)?(row|c)(?=[\s/>])"
+    rb"""|(?<![\w:.-])r\s*=\s*["']([A-Za-z]*)(\d+)["']"""
+)
+"""A row or a cell of a sheet, and the place of one: `A1`, or the number of a row."""
 
 # It warns of columns without values, which the drift of an ingest reports.
 logging.getLogger("fastexcel").setLevel(logging.ERROR)
@@ -27,7 +40,7 @@ def excel_frame(data: bytes, sheet: str | None, most: int) -> pl.DataFrame:
     Args:
         data: The workbook.
         sheet: Name of the sheet; None for the only one.
-        most: Maximum bytes of the workbook, decompressed.
+        most: Maximum bytes of the workbook, decompressed, and of a sheet's cells in memory.
 
     Raises:
         ContentError: It is no workbook, has no such sheet, or a column has numbers and booleans.
@@ -40,7 +53,7 @@ def excel_frame(data: bytes, sheet: str | None, most: int) -> pl.DataFrame:
             "reading Excel files needs the package fastexcel",
             hint="pip install 'chunkmap[excel]'",
         ) from None
-    _refuse_large(data, most)
+    data = _checked(data, most)
     name = _sheet(fastexcel, data, sheet)
     frame, texts = _read(data, name), _read(data, name, "string")
     for column in frame.get_columns():
@@ -79,15 +92,59 @@ def _sheet(fastexcel: Any, data: bytes, sheet: str | None) -> str:
     return sheet
 
 
-def _refuse_large(data: bytes, most: int) -> None:
-    """Refuse a workbook that would not fit in memory."""
+def _checked(data: bytes, most: int) -> bytes:
+    """Return a workbook with the same cells that fits in memory.
+
+    It has the XML parts as they were decompressed here, whatever sizes the archive declares.
+    """
+    sink, left = io.BytesIO(), most
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(sink, "w") as checked:
+            for name, entry in {entry.filename: entry for entry in archive.infolist()}.items():
+                if not _is_read(name):
+                    continue
+                part = read_entry(archive, entry, left + 1)
+                left -= len(part)
+                if left < 0 or _cells(part) * _CELL_BYTES > most:
+                    raise limit_error(most)
+                checked.writestr(name, part)
+    except ContentError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise _no_workbook(error) from None
-    if size > most:
-        raise limit_error(most)
+    return sink.getvalue()
+
+
+def _is_read(name: str) -> bool:
+    """Whether a part may have cells; `content.xml` is that of an OpenDocument sheet."""
+    name = name.lower()
+    return name.endswith((".xml", ".rels")) and name != "content.xml"
+
+
+def _cells(part: bytes) -> int:
+    """Return the number of cells between the first and the last of a sheet: all are in memory."""
+    if b"sheetData" not in part:
+        return 0
+    row = column = 0
+    top, bottom, left, right = _MAX_ROWS, 0, _MAX_COLUMNS, 0
+    for found in _PLACE.finditer(part):
+        tag, letters, digits = found.groups()
+        if tag == b"row":
+            row, column = row + 1, 0
+            continue
+        if tag:
+            column += 1
+        else:
+            row, column = int(digits), _column(letters) if letters else column
+        if column:
+            top, bottom = min(top, row), max(bottom, row)
+            left, right = min(left, column), max(right, column)
+    return max(0, bottom - top + 1) * max(0, right - left + 1)
+
+
+def _column(letters: bytes) -> int:
+    """Return the number of a column; of one that is none, a larger number."""
+    return reduce(lambda number, letter: number * 26 + letter - 64, letters[:8].upper(), 0)
 
 
 def _has_booleans(texts: pl.Series) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
+import zipfile
+from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
 
@@ -22,6 +26,31 @@ ORDERS: list[list[Any]] = [
     [None] * 9,
     [9999, "c", 1.25, None, None, None, 2, "only here", None],
 ]
+
+
+def changed(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Change the XML of the sheets of a workbook."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            part = old.read(name)
+            new.writestr(name, change(part) if "sheets/" in name else part)
+    return buffer.getvalue()
+
+
+TWO = workbook({"A": [["id"], [1]]})
+FAR = {
+    "by its name": (b'"A2"', b'"XFD1048576"'),
+    "by its row": (b'<row r="2"><c r="A2"', b'<row r="1048576"><c/><c'),
+    "in quotes of another kind": (b'<c r="A2"', b"<x:c a='>' r = 'BXZ999999'"),
+}
+"""Places of the second cell, far from the first."""
+
+
+def declared_small(data: bytes) -> bytes:
+    """Declare 10 bytes for the last part, which is a sheet."""
+    size = data.rindex(b"PK\x01\x02") + 24
+    return data[:size] + (10).to_bytes(4, "little") + data[size + 4 :]
 
 
 @pytest.fixture
@@ -54,6 +83,15 @@ def test_a_sheet_by_its_name_has_types_from_all_its_cells(it: World) -> None:
     assert (last["id"], last["late"], last["price"]) == (9999, "only here", 1.25)
 
 
+def test_cells_of_a_sheet_need_no_places(it: World) -> None:
+    data = changed(
+        workbook({"A": [["id", "name"], [1, "a"], [2, "b"]]}),
+        lambda xml: re.sub(rb' r="[A-Z]*[0-9]+"', b"", xml),
+    )
+    assert ingest(it, data, files={"max_bytes": 3000}).rows == 2
+    assert it.frame().to_dicts() == [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+
+
 def test_the_only_sheet_needs_no_name(it: World) -> None:
     assert ingest(it, workbook({"A": [["id"], [1], [2]]}), types={"id": "float64"}).rows == 2
     assert it.frame()["id"].to_list() == [1.0, 2.0]
@@ -68,8 +106,17 @@ def test_the_only_sheet_needs_no_name(it: World) -> None:
         (workbook({"A": [["id"], [1]]})[:-40], {}, "it is no Excel workbook"),
         (b"id\n1\n", {}, "it is no Excel workbook"),
         (workbook({"A": [["id"], ["x" * 9999]]}), {"max_bytes": 9000}, "more than 9,000 bytes"),
+        *(
+            (
+                changed(TWO, lambda xml, far=far: xml.replace(*far)),
+                {"max_bytes": 9000},
+                "more than 9,000 bytes",
+            )
+            for far in FAR.values()
+        ),
+        (declared_small(workbook({"A": [["id"], ["x" * 99]]})), {}, "it is no Excel workbook"),
     ],
-    ids=range(6),
+    ids=range(10),
 )
 def test_what_is_no_such_workbook_is_named(
     it: World, data: bytes, files: dict[str, Any], message: str

@@ -47,9 +47,9 @@ FRAME = pl.DataFrame(
 )
 
 
-def zipped(data: bytes, *more: str) -> bytes:
+def zipped(data: bytes, *more: str, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name in ("data", *more):
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -464,6 +464,13 @@ def test_decompression_stops_at_its_limit() -> None:
     bomb = gzip.compress(gzip.compress(b"\0" * 50_000_000))
     with pytest.raises(ContentError, match="more than 1,000 bytes"):
         decompress(gzip.decompress(bomb), 1000)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_of_other_compressions_are_refused(method: int) -> None:
+    """They are decompressed without a limit."""
+    with pytest.raises(ContentError, match="compression that is not read; use deflate"):
+        decompress(zipped(b"\0" * 1_000_000, method=method), 1000)
 
 
 def test_files_without_rows_are_no_files(it: World) -> None:
