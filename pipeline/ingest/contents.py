@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import zstandard
 
 from pipeline.config.ingest import FileFormatName
-from pipeline.ingest.frames import MisfitError, converter, misfit, parse_records
+from pipeline.ingest.cuts import header_end
+from pipeline.ingest.frames import MisfitError, converter, misfit, parse_records, problem_of
 from pipeline.ingest.schema import Types
 from pipeline.report.humanize import plural
 
@@ -191,8 +193,16 @@ def typed_csv_frame(
     quick = {n: kind for n, kind in types.items() if kind in _QUICK and "" in nulls}
     if quick and data.strip() and not data.count(b'"') % 2:
         with suppress(ContentError):  # The values that do not fit are found in texts.
-            return typed_csv(_read_csv(data, separator, nulls, quick), types, where)
+            frame = _read_csv(data, separator, nulls, quick)
+            if not _is_any_infinite(frame):
+                return typed_csv(frame, types, where)
     return typed_csv(csv_frame(data, separator, nulls), types, where)
+
+
+def _is_any_infinite(frame: pl.DataFrame) -> bool:
+    """Whether a number is infinite: it may be one that floats do not hold, e.g. 1e400."""
+    floats = frame.select(cs.float())
+    return any(column.is_infinite().any() for column in floats.get_columns())
 
 
 def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types) -> pl.DataFrame:
@@ -200,6 +210,7 @@ def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types)
         raise ContentError(
             "its lines end in \\r alone, which is not supported; convert them to \\n"
         )
+    _refuse_other_encodings(data[: header_end(data) or len(data)])
     try:
         frame = pl.read_csv(
             data,
@@ -215,6 +226,19 @@ def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types)
     if _separators(data, separator) == (frame.height + 1) * (frame.width - 1):
         return frame
     return _without_blank_lines(frame, data, separator)
+
+
+def _refuse_other_encodings(header: bytes) -> None:
+    """Refuse names of columns that are not UTF-8, which Polars would replace in part."""
+    try:
+        header.decode()
+        is_text = b"\0" not in header
+    except UnicodeDecodeError:
+        is_text = False
+    if not is_text:
+        raise ContentError(
+            "its names of columns are not UTF-8; convert the file, e.g. with iconv -t utf-8"
+        )
 
 
 def _separators(data: bytes, separator: str) -> int:
@@ -233,8 +257,9 @@ def _without_blank_lines(frame: pl.DataFrame, data: bytes, separator: str) -> pl
         ContentError: A row has too few fields: the file may have been cut off.
     """
     blank = []
-    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=separator)
     try:
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        reader = csv.reader(text, delimiter=separator)
         for number, row in enumerate(reader):
             if not row:
                 blank.append(number - 1)
@@ -243,7 +268,7 @@ def _without_blank_lines(frame: pl.DataFrame, data: bytes, separator: str) -> pl
                     f"row {number} has {plural(len(row), 'field')}, and there are "
                     f"{plural(frame.width, 'column')}"
                 )
-    except csv.Error as error:
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ContentError(f"it is no CSV file: {error}") from None
     return frame.with_row_index("").filter(~pl.col("").is_in(blank)).drop("") if blank else frame
 
@@ -294,9 +319,9 @@ def _convert_texts(column: pl.Series, kind: pl.DataType, where: str) -> pl.Serie
     for text in texts:
         try:
             values.append(convert(text))
-        except MisfitError as error:
+        except (MisfitError, ArithmeticError) as error:
             row = int((column == text).arg_max() or 0) + 1
-            raise misfit(column.name, kind, f"row {row} of {where}", str(error)) from None
+            raise misfit(column.name, kind, f"row {row} of {where}", problem_of(error)) from None
     numbers = column.replace_strict(
         texts, pl.Series(range(len(texts)), dtype=pl.UInt32), default=None, return_dtype=pl.UInt32
     )

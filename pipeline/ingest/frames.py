@@ -95,7 +95,7 @@ def frame_of(
             try:
                 values.append(None if value is None else convert(value))
             except (MisfitError, ArithmeticError, RecursionError) as error:
-                found = _problem(error)
+                found = problem_of(error)
                 raise misfit(name, kind, f"record {number} of {where}", found) from None
         columns.append(_series(name, kind, values, where))
     return pl.DataFrame(columns, height=len(records))
@@ -118,7 +118,8 @@ def _series(name: str, kind: pl.DataType, values: list[Any], where: str) -> pl.S
         raise misfit(name, kind, where, lines[0]) from None
 
 
-def _problem(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
+    """Return what a value is that could not be converted."""
     if isinstance(error, RecursionError):
         return "a value that is nested too deeply"
     return str(error) if isinstance(error, MisfitError) else "a value out of range"
@@ -300,9 +301,8 @@ def _decimal_of(kind: pl.Decimal) -> _Convert:
         # Not normalize(), which rounds to 28 digits.
         _, digits, exponent = number.as_tuple()
         assert isinstance(exponent, int), "finite numbers have one"
-        while len(digits) > 1 and digits[-1] == 0:
-            digits, exponent = digits[:-1], exponent + 1
-        if -exponent > scale or len(digits) + exponent > precision - scale:
+        zeros = next(at for at, digit in enumerate(reversed(digits)) if digit)
+        if -exponent - zeros > scale or len(digits) + exponent > precision - scale:
             _refuse(value)
         return number
 

@@ -199,6 +199,31 @@ def test_a_value_of_csv_that_does_not_fit_is_named(it: World) -> None:
         ingest(it, output={"mode": "append"})
 
 
+NOT_HELD = [
+    (b"id,n\n1,1.5\n2,1e400\n", {}, "row 2 of .*a.csv has the text '1e400'"),
+    (
+        b"id,n\n1,0001-01-01T00:00:00+01:00\n",
+        {"n": "datetime[us, UTC]"},
+        "row 1 of .*a.csv has a value out of range",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "types", "message"), NOT_HELD, ids=range(2))
+def test_a_value_of_csv_that_its_type_does_not_hold_is_named(
+    it: World, data: bytes, types: dict[str, str], message: str
+) -> None:
+    put(it, "a.csv", data)
+    with pytest.raises(SchemaChangedError, match=message):
+        ingest(it, types=types)
+
+
+def test_numbers_of_csv_may_be_infinite(it: World) -> None:
+    put(it, "a.csv", b"id,n\n1,inf\n2,-inf\n3,1.5\n")
+    ingest(it, types={"n": "float64"})
+    assert it.frame()["n"].to_list() == [float("inf"), float("-inf"), 1.5]
+
+
 def test_kinds_that_contradict_each_other_between_files_are_named(it: World) -> None:
     put(it, "a.json", b'[{"id": 1, "n": 5}]')
     put(it, "b.csv", b"id,n\n2,x\n")
@@ -382,6 +407,10 @@ def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:
         ("a.csv", b"id,n\n1,2\n3", "row 2 has 1 field, and there are 2 columns"),
         ("a.csv", b'id,n\n"1,2","x\n"\n"3,4"\n', "row 2 has 1 field, and there are 2 columns"),
         ("a.csv", b"id,n\r1,2\r", "its lines end in"),
+        ("a.csv", "année,b\n1,2\n".encode("latin-1"), "names of columns are not UTF-8; convert"),
+        ("a.csv", "id,b\n1,2\n".encode("utf-16"), "names of columns are not UTF-8"),
+        ("a.csv", "id,b\n1,2\n".encode("utf-16-be"), "names of columns are not UTF-8"),
+        ("a.csv", "id,b\nannée,2\n\n".encode("latin-1"), "invalid utf-8"),
         ("a.json", b'{"data": [1', "it is not JSON"),
         ("a.json", b"[1, 2]", "record 1 is no object with fields: 1"),
         ("a.ndjson", b'{"id": 1}\n{"id"\n', "line 2: it is not JSON"),
@@ -406,7 +435,7 @@ def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:
             "does not fit Datetime",
         ),
     ],
-    ids=range(19),
+    ids=range(23),
 )
 def test_what_cannot_be_read_is_named(it: World, name: str, data: bytes, message: str) -> None:
     put(it, name, data)

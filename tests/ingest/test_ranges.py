@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.ingest import Files
 from pipeline.errors import (
+    SchemaChangedError,
     StateError,
     UnreadableObjectError,
     UsageError,
@@ -412,6 +413,16 @@ def test_works_can_be_done_by_other_processes(
     assert it.frame().equals(frame)
     assert f"range 3 of {FOLDER}1.{kind}" in workers.done
     assert "write file 2" in workers.done
+
+
+def test_a_number_that_floats_do_not_hold_is_refused_by_other_processes(
+    it: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it.backend.put(FOLDER + "1.csv", b"id,n\n1,1e400\n" + b"2,1.5\n" * 200)
+    monkeypatch.setattr(remote, "own_storage", it.backend.storage)
+    for options in ({"workers": Elsewhere()}, {}):
+        with pytest.raises(SchemaChangedError, match=r"row 1 of .*1.csv has the text '1e400'"):
+            it.ingest(options=options, **SMALL)
 
 
 class Changing(Elsewhere):

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.contents import ContentError, json_records, typed_columns
-from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
+from pipeline.ingest.frames import (
+    MisfitError,
+    converter,
+    frame_of,
+    needs_exact_numbers,
+    parse_records,
+)
 from pipeline.ingest.schema import MAX_DEPTH, ContradictionError, Types, add_types, decide
 from pipeline.ingest.texts import read_texts
 from pipeline.ingest.values import frame_of_records
@@ -69,6 +75,15 @@ def from_json(text: str, kind: pl.DataType, *, is_text: bool = False) -> list[An
 def test_values_of_json_that_would_change_are_refused(text: str, kind: pl.DataType) -> None:
     with pytest.raises(SchemaChangedError, match="field 'x' is"):
         from_json(text, kind)
+
+
+def test_zeros_at_the_end_of_a_decimal_do_not_count() -> None:
+    convert = converter(pl.Decimal(4, 2))
+    assert convert("12.3000") == Decimal("12.3")
+    assert convert("1." + "0" * 1_000_000) == 1
+    for text in ("1" + "0" * 1_000_000, "1.001", "100"):
+        with pytest.raises(MisfitError):
+            convert(text)
 
 
 @pytest.mark.parametrize("text", ["1.10", "12345678901234567890.12", "9007199254740993"])
