@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _USER_IN_URL = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*://)"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,31}://)"
     # A secret key may hold slashes; digits and a slash after a colon are a port.
     r"(?:[^\s/?#]*@|[^\s/?#@:]*:(?!\d*(?:[/\s]|$))[^\s@]*@)"
 )

@@ -111,6 +111,12 @@ def test_a_text_without_secrets_is_kept(text: str) -> None:
     assert mask_text(text) == text
 
 
+def test_a_long_text_is_masked_in_a_moment() -> None:
+    word = "a" * 1_000_000
+    assert mask_text(f"x={word}") == f"x={word}"
+    assert mask_text(f"x={word}://me:{SECRET}@h") == f"x={word}://{MASK}@h"
+
+
 def test_text_keeps_what_only_looks_like_an_assignment() -> None:
     text = "s3://bucket/t/token=3/part.parquet is missing; `dask.token`: expected text"
     assert mask_text(text) == text
