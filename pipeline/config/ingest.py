@@ -317,7 +317,7 @@ class IngestWindow(Part):
         """Return beginning and end of each step."""
         length = timedelta(seconds=self.step or self._seconds)
         starts = [self.from_]
-        while starts[-1] + length < self.to:
+        while self.to - starts[-1] > length:  # The end of a step may be after the year 9999.
             starts.append(starts[-1] + length)
         return list(zip(starts, [*starts[1:], self.to], strict=True))
 

@@ -67,6 +67,14 @@ def test_a_window_is_cut_into_steps() -> None:
     assert window.label == "2024-03-01 to 2024-03-04"
 
 
+def test_a_step_may_end_after_all_dates() -> None:
+    text = FULL.replace("2024-03-04", "9999-12-31T12:00").replace("2024-03-01", "9999-01-01")
+    window = parse_ingest(text.replace("until]", "until], step: 30d")).window
+    assert window is not None
+    assert len(window.steps()) == 13
+    assert window.steps()[-1][1] == window.to
+
+
 def test_an_end_that_is_included_is_the_moment_before() -> None:
     window = parse_ingest(FULL.replace("until]", "until], includes_end: true")).window
     assert window is not None

@@ -79,6 +79,20 @@ def test_retry_after_is_waited_for_by_all_requests(world: Worlds, by_date: bool)
     assert 0.5 <= again - refused < 5
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "soon",
+        "-1",
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999",
+    ],
+)
+def test_a_wait_that_is_none_is_not_kept(world: Worlds, text: str) -> None:
+    it = world(20, by="cursor", script=first(Reply(429, headers={"Retry-After": text})))
+    assert it.ingest().rows == 20
+
+
 def test_a_wait_that_is_too_long_is_refused_with_both_numbers(world: Worlds) -> None:
     reply = Reply(429, headers={"Retry-After": "86400"})
     it = world(20, by="cursor", script=first(reply, times=99))
