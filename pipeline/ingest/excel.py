@@ -18,8 +18,8 @@ from pipeline.ingest.contents import ContentError, limit_error, read_entry
 
 _CELL_BYTES: Final = 24
 """Bytes of a cell in memory, also of an empty one between others."""
-_MAX_ROWS: Final = 1 << 20
-_MAX_COLUMNS: Final = 1 << 14
+_USUAL_CELL: Final = re.compile(rb'<(?:[\w.-]+:)?c\s+r="([A-Za-z]+)(\d+)"')
+_CELL: Final = re.compile(rb"<(?:[\w.-]+:)?c(?=[\s/>])")
 _PLACE: Final = re.compile(
     rb"<(?:[\w.-]+:)?(row|c)(?=[\s/>])"
     rb"""|(?<![\w:.-])r\s*=\s*["']([A-Za-z]*)(\d+)["']"""
@@ -125,21 +125,42 @@ def _cells(part: bytes) -> int:
     """Return the number of cells between the first and the last of a sheet: all are in memory."""
     if b"sheetData" not in part:
         return 0
+    rows, columns = _usual_places(part) or _places(part)
+    return _span(rows) * _span(columns)
+
+
+def _span(numbers: set[int]) -> int:
+    return max(numbers) - min(numbers) + 1 if numbers else 0
+
+
+def _usual_places(part: bytes) -> tuple[set[int], set[int]] | None:
+    """Return the rows and columns of cells, quickly; None if a cell is not written as usual."""
+    columns, rows, count = set(), set(), 0
+    for found in _USUAL_CELL.finditer(part):
+        columns.add(found[1])
+        rows.add(found[2])
+        count += 1
+    if count != sum(1 for _ in _CELL.finditer(part)):
+        return None
+    return set(map(int, rows)), set(map(_column, columns))
+
+
+def _places(part: bytes) -> tuple[set[int], set[int]]:
+    """Return the rows and columns of cells; one without a place follows the one before."""
+    rows, columns = set(), set()
     row = column = 0
-    top, bottom, left, right = _MAX_ROWS, 0, _MAX_COLUMNS, 0
     for found in _PLACE.finditer(part):
         tag, letters, digits = found.groups()
         if tag == b"row":
             row, column = row + 1, 0
-            continue
-        if tag:
+        elif tag:
             column += 1
         else:
-            row, column = int(digits), _column(letters) if letters else column
+            row, column = int(digits), _column(letters) or column
         if column:
-            top, bottom = min(top, row), max(bottom, row)
-            left, right = min(left, column), max(right, column)
-    return max(0, bottom - top + 1) * max(0, right - left + 1)
+            rows.add(row)
+            columns.add(column)
+    return rows, columns
 
 
 def _column(letters: bytes) -> int:
