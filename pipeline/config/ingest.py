@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -261,10 +262,13 @@ class Files(Part):
 
 def _moment(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, date):
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        with suppress(OverflowError):  # With an offset it may be in the year 0, or 10000.
+            moment.astimezone(UTC)
+            return moment
+    elif isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    if isinstance(value, str):
+    elif isinstance(value, str):
         try:
             return _moment(datetime.fromisoformat(value))
         except ValueError:

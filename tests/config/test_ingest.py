@@ -129,6 +129,8 @@ def test_a_window_is_set_from_outside(tmp_path: Path) -> None:
         ("https://shop.example/api/orders", "ftp://a/b", "is not an address"),
         ("/api/orders", "/api/orders?a=1", "parameters are in http.params"),
         ("2024-03-04", "2024-03-01", "which is not after its beginning"),
+        ("2024-03-01, to", "0001-01-01T00:00:00+05:00, to", "is not a date such as 2024-03-01"),
+        ("2024-03-01, to", "'0001-01-01T00:00+05:00', to", "is not a date such as 2024-03-01"),
         ("until]", "until], step: 1ms", "steps are more than 10,000"),
         ("[since, until]", "[since, status]", "query parameter 'status' is set twice"),
         ("[since, until]", "[since, since]", "query parameter 'since' is set twice"),
