@@ -24,7 +24,7 @@ from partitioning.errors import (
     SchemaMismatchError,
 )
 from partitioning.explain import PlanResult, explain
-from partitioning.filters import bind, check_columns
+from partitioning.filters import Term, bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
 from partitioning.listing import Listing, list_objects
 from partitioning.model import Plan, Status
@@ -209,6 +209,17 @@ def _read_key(request: PlanRequest, snapshot: Snapshot) -> dict[str, Any]:
     return {**request.read_key(), "partitions": hive if request.filter else sorted(hive)}
 
 
+def _refuse_other_order(term: Term, dtype: pl.DataType) -> None:
+    """Refuse to compare an Enum by order, unless its categories are in the order of texts."""
+    if term.op not in ("<", "<=", ">", ">=") or not isinstance(dtype, pl.Enum):
+        return
+    if not dtype.categories.is_sorted():
+        raise FilterError(
+            f"{term}: the column's type orders its categories, terms order texts: filter it in the "
+            "function"
+        )
+
+
 class _Footers:
     """Reads the footers that are needed and not yet known."""
 
@@ -341,6 +352,7 @@ class _Footers:
         check_columns(request.filter, schema.names)
         for term in (t for group in request.filter for t in group):
             bind(term, schema.field(term.column).type)
+            _refuse_other_order(term, dtypes[term.column])
         return schema, dtypes, shadowed
 
     def _refuse_split_columns(self) -> None:

@@ -1,5 +1,6 @@
 """Expressions become terms that keep the same rows, as far as terms can say it."""
 
+import io
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -7,8 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from partitioning import Term, filter_expr
+from partitioning import FilterError, PlanRequest, Term, filter_expr, plan_dataset
 from partitioning.filter_terms import split_filter
+from tests.support.stores import DictReader
 
 FRAME = pl.DataFrame(
     {
@@ -130,6 +132,23 @@ def test_an_enum_is_compared_in_the_order_of_its_categories(expression: pl.Expr)
 def test_texts_of_dates_are_ordered_by_terms() -> None:
     for text in ("2024-01", "2024-01-02", "2024-01-02T05:00:00+01:00", "2024-01-02 05:00"):
         assert split_filter(pl.col("ds") >= text) == (((Term("ds", ">=", text),),), None)
+
+
+def test_an_enum_of_texts_in_another_order_is_not_compared_by_terms() -> None:
+    """Terms order texts, so they would keep fewer or other rows than Polars does."""
+    for days in (["2024-02-01", "2024-01-01"], ["2024-01-01", "2024-02-01"]):
+        file = io.BytesIO()
+        pl.DataFrame({"e": pl.Series(days, dtype=pl.Enum(days))}).write_parquet(file)
+        reader = DictReader({"s3://b/t/a.parquet": file.getvalue()})
+        terms, rest = split_filter(pl.col("e") >= "2024-02-01")
+        assert (terms, rest) == (((Term("e", ">=", "2024-02-01"),),), None)
+        if days == sorted(days):
+            assert plan_dataset(PlanRequest("s3://b/t/", filter=terms), reader).plan.rows == 2
+        else:
+            with pytest.raises(FilterError, match=r"e >= '2024-02-01': .* filter it in the f"):
+                plan_dataset(PlanRequest("s3://b/t/", filter=terms), reader)
+        equal = ((Term("e", "==", "2024-02-01"),),)
+        assert plan_dataset(PlanRequest("s3://b/t/", filter=equal), reader).plan.rows == 2
 
 
 def test_nanoseconds_are_not_cut_off() -> None:
