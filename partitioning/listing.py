@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 
-from partitioning.errors import MissingFilesError, NoParquetError, WindowError
+from partitioning.errors import MissingFilesError, NoParquetError, PlanningError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
 from partitioning.hive_paths import raw_values
 from partitioning.model import ObjectInfo
@@ -57,6 +57,7 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
         MissingFilesError: A file of `request.pinned` does not exist.
         TableFormatError: The input is in the folder of a Delta Lake, Iceberg or Hudi table.
         WindowError: `request.keep` does not fit the Hive columns or their values.
+        PlanningError: The name of an object is not UTF-8.
     """
     uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
     if not uris:
@@ -83,7 +84,18 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
         _keep_windows(listing, request.keep, lenient=request.schema == "union")
     if not listing.objects:
         raise NoParquetError(_explain_empty(uris, listing))
+    _refuse_other_encodings(listing)
     return listing
+
+
+def _refuse_other_encodings(listing: Listing) -> None:
+    """Refuse names of local files that are not UTF-8, which a plan cannot hold."""
+    for info in listing.objects:
+        try:
+            info.uri.encode()
+        except UnicodeEncodeError:
+            name = info.uri.encode(errors="backslashreplace").decode()
+            raise PlanningError(f"{name}: its name is not UTF-8: rename or exclude it") from None
 
 
 def _list_pinned(prefix: str, pinned: PinnedFiles, request: PlanRequest, reader: Reader) -> Listing:

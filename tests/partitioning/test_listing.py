@@ -15,6 +15,7 @@ from partitioning import (
     FsspecReader,
     NoParquetError,
     Plan,
+    PlanningError,
     PlanRequest,
     SchemaMismatchError,
     Term,
@@ -142,6 +143,14 @@ def test_any_key_survives_and_is_found_under_exactly_its_name(key: str) -> None:
     plan = plan_dataset(PlanRequest("s3://b/t/", per_file=True), reader).plan
     stored = Plan.from_bytes(plan.to_bytes())
     assert uri in [chunk.fragments[0].uri for chunk in stored.chunks()]
+
+
+def test_a_name_that_is_not_utf8_is_named_unless_it_is_left_out() -> None:
+    reader = store("t/a.parquet", "t/caf\udce9.parquet", "t/_caf\udce9.parquet")
+    with pytest.raises(PlanningError, match=r"caf\\udce9.parquet.*not UTF-8: rename or exclude it"):
+        plan_dataset(PlanRequest("s3://b/t/"), reader)
+    plan = plan_dataset(PlanRequest("s3://b/t/", exclude=("caf*",)), reader).plan
+    assert [chunk.fragments[0].uri for chunk in plan.chunks()] == ["s3://b/t/a.parquet"]
 
 
 def test_a_prefix_with_brackets_is_taken_literally_if_it_is_there() -> None:
