@@ -55,7 +55,9 @@ def check_limit(value: Any, of: str) -> int | str | None:
     Raises:
         ValueError: it is neither.
     """
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
         return value
     if isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value):
         if float(value.rstrip(" %")) > 100:

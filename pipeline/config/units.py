@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -76,9 +77,13 @@ def _quantity(value: Any, factors: dict[str, Any], wanted: str) -> float:
         if match is None or match[2].lower() not in factors:
             raise ValueError(f"{value!r} is not {wanted}")
         number, factor = float(match[1]), factors[match[2].lower()]
-    if not 0 <= number < float("inf"):
+    try:
+        product = number * factor
+    except OverflowError:
+        product = math.inf
+    if not 0 <= product < math.inf:
         raise ValueError(f"{value!r} is not {wanted}")
-    return number * factor
+    return product
 
 
 def _at_least(minimum: int, number: int, value: Any) -> int:

@@ -126,6 +126,7 @@ def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) ->
         (JOB + "retries: many\n", "job.yaml:10: `retries`: expected a whole number, found 'many'"),
         (JOB + "max_failures: 120%\n", "'120%' is above 100%"),
         (JOB + "max_failures: -1\n", "-1 is neither a number of chunks nor a share"),
+        (JOB + f"max_failures: {2**63}\n", "is neither a number of chunks nor a share"),
         (JOB + "chunk_timeout: soon\n", "'soon' is not a duration"),
         (JOB + "name: again\n", "job.yaml:10: `name` is given twice (line 1)"),
         (JOB + "output: [\n", "not YAML"),
