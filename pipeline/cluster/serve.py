@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import resource
 import signal
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.cluster.graceful_worker import GracefulNanny
 from pipeline.cluster.resources import PRELOAD, configure, for_container, machine
 from pipeline.cluster.tls import security_of
 from pipeline.config.settings import Settings
-from pipeline.errors import EngineUnavailableError, SettingsError
+from pipeline.errors import EngineUnavailableError, SettingsError, UsageError
 
 log = logging.getLogger("distributed.chunkmap")
 
@@ -158,14 +159,24 @@ def _lifetime(seconds: float) -> dict[str, Any]:
 
 
 def _with_host(pages: str, host: str | None) -> Any:
-    """Add the server's host to an address such as `:8787`."""
+    """Add the server's host to an address such as `:8787`.
+
+    Raises:
+        UsageError: The address has no port.
+    """
     if pages.startswith("["):
         address, _, number = pages[1:].rpartition("]:")
-        return (address, int(number))
+        return (address, _port(number, pages))
     if not host or not pages.startswith(":"):
         return pages
     # Dask cuts a text at each colon.
-    return (host, int(pages[1:])) if ":" in host else f"{host}{pages}"
+    return (host, _port(pages[1:], pages)) if ":" in host else f"{host}{pages}"
+
+
+def _port(number: str, pages: str) -> int:
+    if re.fullmatch("[0-9]{1,5}", number) and int(number) < 1 << 16:
+        return int(number)
+    raise UsageError(f"--dashboard-address {pages}: its port is no number", hint="write [::1]:8787")
 
 
 def _bracketed(host: str) -> str:

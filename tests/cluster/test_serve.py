@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.serve import _with_host
+from pipeline.errors import UsageError
 
 
 def start(folder: Path, host: str, port: int) -> subprocess.CompletedProcess[str]:
@@ -51,6 +52,20 @@ def test_an_address_of_pages_takes_the_host_of_its_server() -> None:
     assert _with_host(":8787", None) == ":8787"
     assert _with_host("127.0.0.1:8787", "::1") == "127.0.0.1:8787"
     assert _with_host("[::1]:8787", "127.0.0.1") == ("::1", 8787)
+
+
+@pytest.mark.parametrize(
+    ("pages", "host"),
+    [
+        *(("[::1]", None), ("[::]", None), ("[::1]:", None), ("[::1]:x", None)),
+        *(("[::1]:65536", None), ("[::1", None), (":x", "::1"), (":", "::1")),
+    ],
+)
+def test_an_address_of_pages_without_a_port_is_refused(pages: str, host: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        _with_host(pages, host)
+    assert "--dashboard-address" in str(caught.value)
+    assert caught.value.hint == "write [::1]:8787"
 
 
 def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
