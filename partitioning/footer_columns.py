@@ -77,6 +77,8 @@ _SPARK_VERSION: Final = b"org.apache.spark.version"
 _OLD_CALENDAR: Final = (b"org.apache.spark.legacyDateTime", b"org.apache.spark.legacyINT96")
 """Pairs that say that all dates and timestamps of a file are of the calendar before 1582, as those
 of Spark 2 are: Spark moves them when it reads the file."""
+_HIVE_CALENDAR: Final = b"writer.date.proleptic"
+"""Pair of Hive, whose value is `true` if dates are of the calendar that is used today."""
 _ORDER: Final = b"\x1c\x00\x00"
 """A column order: that of the column's type."""
 
@@ -242,7 +244,7 @@ def why_not_composed(
     with _naming_place(footer.start):
         marker = _old_calendar(footer) if has_dates else None
     if marker is not None:
-        return f"its dates are of an old calendar ({marker}), for which Spark would take new ones"
+        return f"its dates are of an old calendar ({marker}), for which readers would take new ones"
     return None
 
 
@@ -251,7 +253,12 @@ def _old_calendar(footer: StoredFooter) -> str | None:
     for key, raw in footer.pairs:
         value = read_struct(raw, 0, {2: BYTES})[0].get(2, b"")
         # Spark, too, compares versions as texts.
-        if key in _OLD_CALENDAR or (key == _SPARK_VERSION and value < b"3.0.0"):
+        is_old = (
+            key in _OLD_CALENDAR
+            or (key == _SPARK_VERSION and value < b"3.0.0")
+            or (key == _HIVE_CALENDAR and value.lower() != b"true")
+        )
+        if is_old:
             return key.decode()
     return None
 

@@ -337,6 +337,8 @@ def test_why_a_file_is_rewritten(
         ({"org.apache.spark.version": "3.5.0", "org.apache.spark.legacyINT96": ""}, True),
         ({"org.apache.spark.version": "2.4.8"}, True),
         ({"org.apache.spark.version": "3.0.0"}, False),
+        ({"writer.date.proleptic": "false"}, True),
+        ({"writer.date.proleptic": "true"}, False),
         ({"owner": "sales"}, False),
     ],
     ids=str,
@@ -344,12 +346,12 @@ def test_why_a_file_is_rewritten(
 def test_new_dates_are_not_put_beside_those_of_an_old_calendar(
     table: pa.Table, pairs: dict[str, str], is_old: bool
 ) -> None:
-    """Spark takes all dates of a file for ones of the same calendar."""
+    """Spark and Hive take all dates of a file for ones of the same calendar."""
     old = stored(written(table.replace_schema_metadata(pairs), GROUPS))
     edit = FooterEdit(tuple(table.column_names))
     assert why_not_composed(old, edit, ["x"], has_dates=False) is None
     reason = why_not_composed(old, edit, ["x"], has_dates=True)
-    assert (reason is not None and "of an old calendar (org.apache.spark." in reason) == is_old
+    assert (reason is not None and f"of an old calendar ({[*pairs][-1]})" in reason) == is_old
 
 
 def with_field(footer: bytes, number: int) -> bytes:
