@@ -32,6 +32,8 @@ MAX_TEXT: Final = 64 << 20
 """Maximum bytes of an uncompressed segment: 32 KB can hold a gigabyte of zeros."""
 MAX_LINE: Final = 1 << 20
 """Maximum bytes of an entry: that of an upload of 10,000 parts has 400 KB."""
+MAX_COMPLETION: Final = MAX_LINE - (64 << 10)
+"""Maximum bytes of a completion once its chunk is staged: a flush may still add to it."""
 BLOCK_TEXT: Final = 8 << 20
 """Maximum bytes of entries that are Python objects at the same time; hostile ones take 20 times as
 much memory. A frame per segment would take a millisecond each; a frame of all entries of a large
@@ -60,13 +62,20 @@ def pack_segment(entries: Sequence[Completion | Failure], schemas: Iterable[str]
     Raises:
         ValueError: readers would refuse the segment, or a line of it.
     """
-    lines = [*map(schema_line, schemas), *(orjson.dumps(_line(entry)) for entry in entries)]
+    lines = [*map(schema_line, schemas), *map(entry_line, entries)]
     text = b"\n".join(lines)
     packed = zstandard.ZstdCompressor(write_checksum=True).compress(text)
     longest = max(map(len, lines), default=0)
     if longest >= MAX_LINE or len(text) > MAX_TEXT or len(packed) > MAX_PACKED:
         raise ValueError(f"readers refuse {len(text):,} bytes, or a line of {longest:,}")
     return packed
+
+
+def entry_line(entry: Completion | Failure) -> bytes:
+    """Return the line of a segment with a completion or a failure."""
+    # `asdict` would needlessly deep-copy each value.
+    values = {name: getattr(entry, name) for name in entry.__slots__}
+    return orjson.dumps({"kind": type(entry).__name__.lower(), **values})
 
 
 def schema_line(schema: str) -> bytes:
@@ -273,9 +282,3 @@ def unpack_base(data: bytes) -> tuple[Segment, frozenset[str]]:
         reason: (count, example) for reason, (count, example) in file.meta["problems"].items()
     }
     return Segment(completions, failures, file.meta["schemas"], problems), names
-
-
-def _line(entry: Completion | Failure) -> dict[str, Any]:
-    """Convert an entry to JSON's types; `asdict` would needlessly deep-copy each value."""
-    values = {name: getattr(entry, name) for name in entry.__slots__}
-    return {"kind": type(entry).__name__.lower(), **values}

@@ -25,6 +25,7 @@ from pipeline import logs, metrics, traces
 from pipeline.errors import (
     ChunkTimeoutError,
     RunCancelledError,
+    StateError,
     UnreadableObjectError,
     is_transient,
 )
@@ -32,6 +33,7 @@ from pipeline.quality.figures import Figures
 from pipeline.runs.ledger.check_files import checked_text
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import PARTIAL, Completion, Failure, digest_of
+from pipeline.runs.ledger.segments import MAX_COMPLETION, entry_line
 from pipeline.runs.transforms.user_code import is_from_signal
 from pipeline.runs.worker.call_limit import limited_calls
 from pipeline.runs.worker.chunk import (
@@ -522,6 +524,22 @@ class BatchAttempt(Attempt):
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker, self.turn)
 
+    def _storable(self, done: Completion) -> Completion:
+        """Return a completion, if the ledger can hold it.
+
+        Raises:
+            StateError: It cannot, e.g. as it lists too many objects that were left out.
+        """
+        size = len(entry_line(done))
+        if size > MAX_COMPLETION:
+            raise StateError(
+                self.context.ledger.prefix,
+                f"the completion of {self.unit} {done.index} has {size:,} bytes, more than the "
+                f"{MAX_COMPLETION:,} that it can hold: plan again with a smaller chunks.target",
+                hint="plan again with a smaller chunks.target",
+            )
+        return done
+
     def _collect(self, staged: _StagedChunk) -> None:
         """Wait until a result is staged, and add its completion.
 
@@ -532,10 +550,12 @@ class BatchAttempt(Attempt):
         finally:
             self.memory.release(staged.reserved)
         mapped = staged.mapped
+        work: Callable[[], Completion]
         if error is not None and is_transient(error):
-            done = self._run_work(mapped.chunk, partial(self._stage, mapped))
+            work = partial(self._stage, mapped)
         else:
-            done = self._run_work(mapped.chunk, staged.work.result)
+            work = staged.work.result
+        done = self._run_work(mapped.chunk, lambda: self._storable(work()))
         if done is not None:
             self._keep(mapped, done)
 

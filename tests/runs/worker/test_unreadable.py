@@ -113,3 +113,20 @@ def test_a_value_that_does_not_fit_is_the_objects_fault(world: World) -> None:
         world.run(world.job(input=source(world, schema="first")))
     assert f"file://{path} cannot be read" in caught.value.summary.errors[0]
     assert "Int32" in caught.value.summary.errors[0] or "i32" in caught.value.summary.errors[0]
+
+
+def test_a_completion_too_long_for_the_ledger_fails_alone(world: World) -> None:
+    """Objects that are left out are listed in it, with long names and reasons."""
+    folder = world.root.joinpath("in", "day=1", *("x" * 250 for _ in range(10)))
+    folder.mkdir(parents=True)
+    data = damage(world, 1).read_bytes()
+    for number in range(400):
+        (folder / f"{number}.parquet").write_bytes(data)
+    with pytest.raises(RunIncompleteError) as caught:
+        world.run(world.job(input=source(world, **SKIP), chunks={"per_partition": True}))
+    summary = caught.value.summary
+    assert (summary.chunks, summary.mapped, summary.failed) == (2, 1, 1)
+    [line] = summary.errors
+    assert "StateError" in line
+    assert "the completion of chunk 0 has" in line
+    assert "smaller chunks.target" in line
