@@ -104,6 +104,7 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
     """Print the change of each ratio from one session to another."""
     settings = load_settings(environment)
     first, second = find_record(settings, before), find_record(settings, after)
+    _refuse_incomparable(first, second)
     ratio_changes = changes(first, second)
     if as_json:
         rows = [
@@ -163,7 +164,7 @@ def history(environment: str | None, *, as_json: bool) -> None:
         (
             record.id,
             record.machine.commit,
-            record.scale,
+            record.scale + ("" if record.complete else ", not complete"),
             ", ".join(f"{name} {value:.2f}" for name, value in by_name.items()) or "–",
         )
         for record, by_name in zip(records, ratios, strict=True)
@@ -177,6 +178,7 @@ def gate(
     """Compare a session with a baseline; returns the exit code."""
     settings = load_settings(environment)
     before, after = load_record(baseline), find_record(settings, session)
+    _refuse_incomparable(before, after)
     ratio_changes = changes(before, after, least)
     worse = [change for change in ratio_changes if change.is_regression]
     missing = lost(before, after)
@@ -218,6 +220,23 @@ def find_record(settings: Settings, name: str | None) -> Record:
     if name is not None and len(matches) > 1:
         raise UsageError(f"{name} may be {', '.join(record.id for record in matches)}")
     return matches[-1]
+
+
+def _refuse_incomparable(before: Record, after: Record) -> None:
+    """Refuse sessions whose ratios cannot be compared.
+
+    Raises:
+        UsageError: Their scales differ, or the later one has not measured everything.
+    """
+    if before.scale != after.scale:
+        raise UsageError(
+            f"session {before.id} is of scale {before.scale}, and {after.id} of {after.scale}",
+            hint="compare sessions of one scale; list them: chunkmap bench history",
+        )
+    if not after.complete:
+        raise UsageError(
+            f"session {after.id} is not complete", hint=f"chunkmap bench run --resume {after.id}"
+        )
 
 
 @contextmanager

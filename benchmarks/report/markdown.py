@@ -20,7 +20,8 @@ def build_markdown(record: Record, location: str | None = None) -> str:
     found = comparisons(record)
     machine = record.machine
     lines = [
-        f"## Benchmarks at scale {record.scale}, {record.created:%Y-%m-%d}",
+        f"## Benchmarks at scale {record.scale}, {record.created:%Y-%m-%d}"
+        f"{'' if record.complete else ', not complete'}",
         "",
         headline(record, found),
         "",

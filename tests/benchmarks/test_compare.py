@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from random import Random
 
@@ -8,6 +9,7 @@ from benchmarks.suite.compare import changes, comparisons, lost
 from benchmarks.suite.record import Noise, Record, Traffic
 from benchmarks.suite.stats import noise_floor
 from pipeline.cli.app import app
+from pipeline.errors import UsageError
 from tests.support.benchmark_records import around, bad, full_record, record, result
 
 
@@ -146,6 +148,26 @@ def test_the_gate(tmp_path: Path, ratio: float, code: int) -> None:
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == code, shown.output
     assert ("worse" in shown.output) is bool(code)
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "hint"),
+    [
+        ({"scale": "m"}, "is of scale s, and .* of m", "chunkmap bench history"),
+        ({"complete": False}, "is not complete", "chunkmap bench run --resume 2026"),
+    ],
+)
+def test_other_scales_and_sessions_under_way_are_not_compared(
+    tmp_path: Path, change: dict[str, object], words: str, hint: str
+) -> None:
+    before, after = str(tmp_path / "before.json"), str(tmp_path / "after.json")
+    Path(before).write_text(of(1.0).model_dump_json())
+    Path(after).write_text(of(1.0, 2).model_copy(update=change).model_dump_json())
+    for command in (["gate", after, "--baseline", before], ["compare", before, after]):
+        shown = CliRunner().invoke(app, ["bench", *command])
+        assert isinstance(shown.exception, UsageError)
+        assert re.search(words, shown.exception.message)
+        assert hint in str(shown.exception.hint)
 
 
 @pytest.mark.parametrize(("ratio", "code"), [(1.2, 0), (2.0, 1)])

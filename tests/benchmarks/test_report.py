@@ -63,6 +63,7 @@ def test_every_record_renders(made: Record) -> None:
     html = render_page(build_page(made))
     assert made.id in words_of(html)
     assert made.command in build_markdown(made)
+    assert ("not complete" in build_markdown(made)) is not made.complete
 
 
 def test_the_page_says_who_failed_and_why() -> None:
