@@ -19,6 +19,7 @@ from benchmarks.suite.record import Iteration, Noise, Process, Result, Traffic
 from benchmarks.suite.stats import noise_floor
 from benchmarks.suite.subjects import Answer, Subject
 from benchmarks.suite.workloads import Workload, bound_params
+from pipeline.errors import RunFailedError
 from pipeline.storage import Storage
 
 Echo = Callable[[str], None]
@@ -195,7 +196,7 @@ def measure_noise(
     """The A/A run: each contender twice, under two names, interleaved like any others.
 
     Raises:
-        RuntimeError: a contender failed, so that there is no floor.
+        RunFailedError: a contender failed, so that there is no floor.
     """
     twins = [
         Contender(
@@ -217,9 +218,13 @@ def measure_noise(
         reclaim=conditions.reclaim,
     )
     found = measure(storage, quiet, workload, card, twins, expected=expected, echo=echo)
-    bad = [result for result in found if result.state != "ok"]
-    if bad:
-        raise RuntimeError(f"the A/A run failed: {bad[0].subject}: {bad[0].error}")
+    bad = next((result for result in found if result.state != "ok"), None)
+    if bad is not None:
+        raise RunFailedError(
+            f"the A/A run failed: {bad.subject}: {bad.error}",
+            hint="if a stack is up, stop it (chunkmap down): its workers may not allow "
+            "benchmarks.transforms",
+        )
     samples = {result.subject: tuple(result.samples()) for result in found}
     pairs = {
         contender.name: (samples[f"{contender.name}-a"], samples[f"{contender.name}-b"])

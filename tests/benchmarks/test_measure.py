@@ -12,6 +12,7 @@ from benchmarks.suite.checking import Written, written
 from benchmarks.suite.compare import comparisons
 from benchmarks.suite.measure import Contender, measure, measure_noise
 from pipeline.config.settings import Settings
+from pipeline.errors import RunFailedError
 from pipeline.storage import Storage, open_storage
 from tests.support.benchmark_records import (
     EXPECTED,
@@ -181,8 +182,9 @@ def test_a_quiet_machine_shows_the_same_difference(storage: Storage, tmp_path: P
 
 def test_noise_cannot_be_known_from_a_failure(storage: Storage, tmp_path: Path) -> None:
     failing = contender(MadeUp("chunkmap", error="no cluster"))
-    with pytest.raises(RuntimeError, match=r"A/A run failed: chunkmap-.: no cluster"):
+    with pytest.raises(RunFailedError, match=r"A/A run failed: chunkmap-.: no cluster") as caught:
         measure_noise(storage, conditions(tmp_path), WORKLOAD, card(), [failing])
+    assert "chunkmap down" in str(caught.value.hint)
 
 
 def test_a_peer_with_a_limit_is_given_fewer_tasks(storage: Storage, tmp_path: Path) -> None:
