@@ -104,7 +104,10 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="Also update the figures in this page.", exists=True),
     ] = None,
-    root: Root = ROOT,
+    root: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Prefix of reports; default that of the session."),
+    ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:

@@ -14,7 +14,15 @@ from benchmarks.suite.compare import changes, comparisons, lost
 from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, load_record, records_in
-from benchmarks.suite.session import Request, Session, chosen, peers_of, records_folder
+from benchmarks.suite.session import (
+    DEFAULT_ROOT,
+    Request,
+    Session,
+    chosen,
+    find_record,
+    peers_of,
+    records_folder,
+)
 from benchmarks.suite.settings import suite_settings
 from benchmarks.suite.stats import Interval
 from benchmarks.suite.subjects import stopped_by_sigterm
@@ -54,18 +62,24 @@ def run(request: Request, environment: str | None, *, as_json: bool) -> None:
         session = Session(settings, request, tell)
         tell(f"session {session.record.id}: {session.path}")
         record = session.run()
-        written = write_report(record, settings, request.root, _earlier(settings, record))
+        written = write_report(record, settings, session.request.root, _earlier(settings, record))
     _show(record, written, as_json=as_json)
 
 
 def report(
-    session: str | None, docs: Path | None, root: str, environment: str | None, *, as_json: bool
+    session: str | None,
+    docs: Path | None,
+    root: str | None,
+    environment: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Write a session's report again, and its figures into a page of the documentation."""
     with _stack(environment) as settings:
         record = find_record(settings, session)
         if docs is not None:
             update_docs(docs, "figures", build_markdown(record))
+        root = root or record.request.get("root", DEFAULT_ROOT)
         written = write_report(record, settings, root, _earlier(settings, record))
     _show(record, written, as_json=as_json)
 
@@ -200,26 +214,6 @@ def gate(
         for name in missing:
             say(name, mark="[red]✗[/] ")
     return 1 if worse or missing else 0
-
-
-def find_record(settings: Settings, name: str | None) -> Record:
-    """Find a record by its file, or its id's first letters; without a name, the newest.
-
-    Raises:
-        UsageError: No record matches, or several do.
-    """
-    if name is not None and Path(name).is_file():
-        return load_record(Path(name))
-    folder = records_folder(settings)
-    matches = [record for record in records_in(folder) if record.id.startswith(name or "")]
-    if not matches:
-        raise UsageError(
-            f"no session {name or ''} in {folder}".replace("  ", " "),
-            hint="run one with: chunkmap bench run",
-        )
-    if name is not None and len(matches) > 1:
-        raise UsageError(f"{name} may be {', '.join(record.id for record in matches)}")
-    return matches[-1]
 
 
 def _refuse_incomparable(before: Record, after: Record) -> None:

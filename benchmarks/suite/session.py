@@ -24,7 +24,7 @@ from benchmarks.suite.measure import (
     spec_of,
 )
 from benchmarks.suite.profiling import find_program, profile
-from benchmarks.suite.record import Record, load_record, with_results
+from benchmarks.suite.record import Record, load_record, records_in, with_results
 from benchmarks.suite.settings import TRANSFORMS
 from benchmarks.suite.subjects import ProcessSubject
 from benchmarks.suite.workloads import WORKLOADS, Workload, needs
@@ -35,11 +35,13 @@ from pipeline.private import state_folder
 from pipeline.storage import Storage, open_storage
 
 DEFAULT_ROOT = "s3://demo/bench/"
+DEFAULT_ENVIRONMENT = "local"
 BASELINE_PEERS = ("polars",)
 """Peers of the other workloads, unless the full matrix is requested."""
 NOISE_WORKLOAD = "row-map"
 MAX_ATTEMPTS = 5
 """A/A runs of a session that waits for a quiet machine."""
+_LISTED = "list sessions with: chunkmap bench history"
 PROFILES = "profiles"
 """Folder of the flame graphs, below that of the report."""
 
@@ -61,7 +63,7 @@ class Request:
         count: Whether requests are counted, in a pass of their own: those of `main` and of
             workloads that say so, or all with `full`.
         root: URI under which all benchmark data lives.
-        resume: Id of a record to go on with.
+        resume: Id of a session to resume, or its first letters; nothing else is requested then.
         profile: Whether flame graphs are made of chunkmap on each workload.
         max_noise: Noise floor to wait for: the A/A run is repeated until it is no higher, a few
             times at most. None takes the first.
@@ -160,6 +162,27 @@ def records_folder(settings: Settings) -> Path:
     return settings.state_dir / "bench" / "records"
 
 
+def find_record(settings: Settings, name: str | None) -> Record:
+    """Find a record by its file, or its id's first letters; without a name, the newest.
+
+    Raises:
+        UsageError: No record matches, or several do.
+    """
+    if name is not None and Path(name).is_file():
+        return load_record(Path(name))
+    folder = records_folder(settings)
+    records = records_in(folder)
+    matches = [record for record in records if record.id.startswith(name or "")]
+    if not matches:
+        raise UsageError(
+            f"no session {name or ''} in {folder}".replace("  ", " "),
+            hint=_LISTED if records else "run one with: chunkmap bench run",
+        )
+    if name is not None and len(matches) > 1:
+        raise UsageError(f"{name} may be {', '.join(record.id for record in matches)}", _LISTED)
+    return matches[-1]
+
+
 @dataclass(slots=True)
 class Session:
     """Measures what was requested; the record is stored as soon as a subject is measured.
@@ -205,12 +228,13 @@ class Session:
         return self.record
 
     def _begun(self) -> Record:
-        if self.request.resume is not None:
-            path = records_folder(self.settings) / f"{self.request.resume}.json"
-            if not path.exists():
-                raise UsageError(f"there is no record {self.request.resume} in {path.parent}")
-            record = load_record(path)
-            # What is left is measured as the rest was, whatever other flags say now.
+        resume = self.request.resume
+        if resume is not None:
+            if self.request != Request(resume=resume):
+                raise UsageError(
+                    "--resume continues a session as it began", hint="drop the other options"
+                )
+            record = find_record(self.settings, resume)
             before = {**record.request, "repeat": record.repeat or 1, "resume": record.id}
             self.request = Request(**before)
             return record
@@ -377,6 +401,8 @@ def contender(name: str, settings: Settings, echo: Echo) -> Contender:
     if settings.s3.endpoint_url:
         variables["AWS_ENDPOINT_URL"] = settings.s3.endpoint_url
     variables |= settings.prefect.environment()
+    if peer.lock is None and settings.environment != DEFAULT_ENVIRONMENT:
+        variables["CHUNKMAP_ENVIRONMENT"] = settings.environment
     subject = ProcessSubject(name, environment, tuple(pids), folder)
     return Contender(name, peer.title, subject, variables=variables)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import commands
 from benchmarks.peers.protocol import Spec
 from benchmarks.suite import session as sessions
 from benchmarks.suite.session import MAX_ATTEMPTS, Request, Session
@@ -66,11 +69,11 @@ def test_an_interrupted_session_goes_on_where_it_stopped(
     assert {result["workload"] for result in stored["results"]} == {"row-map"}
 
     ours, theirs = MadeUp("chunkmap"), MadeUp("polars")
-    other = asked(tmp_path, names=("strings",), repeat=9, resume=begun.record.id)
-    record = of(settings, other, ours, theirs).run()
+    resumed = of(settings, Request(resume=begun.record.id[:-2]), ours, theirs)
+    record = resumed.run()
     assert record.id == begun.record.id
     assert record.complete
-    assert record.repeat == 3, "as it was begun, whatever is said now"
+    assert (record.repeat, resumed.request.root) == (3, tmp_path.as_uri())
     assert [call.workload for call in ours.calls] == ["few-rows"] * 3 + ["strings"] * 3
     assert len(theirs.calls) == 6
     assert record.noise is not None
@@ -104,7 +107,7 @@ def test_what_was_timed_in_a_workload_is_kept(settings: Settings, tmp_path: Path
         begun.run()
     stored = json.loads(begun.path.read_text("utf-8"))
     assert [len(result["processes"]) for result in stored["results"]] == [1]
-    again = asked(tmp_path, names=("row-map",), resume=begun.record.id)
+    again = Request(resume=begun.record.id)
     record = of(settings, again, MadeUp("chunkmap"), MadeUp("polars")).run()
     assert record.complete
     assert len(record.results) == 2
@@ -113,7 +116,7 @@ def test_what_was_timed_in_a_workload_is_kept(settings: Settings, tmp_path: Path
 def test_a_complete_session_has_nothing_left(settings: Settings, tmp_path: Path) -> None:
     done = of(settings, asked(tmp_path), MadeUp("chunkmap"), MadeUp("polars")).run()
     ours = MadeUp("chunkmap")
-    again = of(settings, asked(tmp_path, resume=done.id), ours, MadeUp("polars")).run()
+    again = of(settings, Request(resume=done.id), ours, MadeUp("polars")).run()
     assert ours.calls == []
     assert again.results == done.results
 
@@ -138,6 +141,36 @@ def test_the_a_a_run_is_repeated_until_it_is_quiet(
     assert len(ours.calls) == 6 * attempts + 3
 
 
-def test_there_must_be_such_a_session(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no record nope"):
-        Session(settings, asked(tmp_path, resume="nope"))
+@pytest.mark.parametrize(
+    "change",
+    [{"names": ("strings",)}, {"full": True}, {"scale": "m"}, {"root": "s3://b/x/"}],
+    ids=str,
+)
+def test_a_session_goes_on_as_it_began(
+    settings: Settings, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    done = of(settings, asked(tmp_path), MadeUp("chunkmap"), MadeUp("polars")).run()
+    with pytest.raises(UsageError, match="--resume continues a session as it began") as caught:
+        Session(settings, Request(resume=done.id, **change))
+    assert caught.value.hint == "drop the other options"
+
+
+def test_a_report_goes_to_the_root_of_its_session(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = of(settings, asked(tmp_path), MadeUp("chunkmap"), MadeUp("polars")).run()
+    monkeypatch.setattr(commands, "_stack", lambda environment: nullcontext(settings))
+    monkeypatch.setattr(sessions, "contender", lambda name, *_: contender(MadeUp(name)))
+    for resumes in (True, False):
+        if resumes:
+            commands.run(Request(resume=done.id), None, as_json=False)
+        else:
+            commands.report(done.id, None, None, None, as_json=False)
+        report = tmp_path / "reports" / done.id
+        assert (report / "report.html").exists()
+        shutil.rmtree(report)
+
+
+def test_there_must_be_such_a_session(settings: Settings) -> None:
+    with pytest.raises(UsageError, match="no session nope"):
+        of(settings, Request(resume="nope"), MadeUp("chunkmap"), MadeUp("polars"))

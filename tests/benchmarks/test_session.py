@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.commands import find_record
-from benchmarks.suite.environments import PEERS
+from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.pytest_storage import as_pytest_benchmark, save
 from benchmarks.suite.session import (
     Request,
     Session,
     chosen,
+    contender,
+    find_record,
     is_counted,
     noise_workload,
     peers_of,
@@ -116,6 +117,14 @@ def test_settings_must_allow_the_transforms(tmp_path: Path) -> None:
     assert "suite_settings" in str(caught.value.hint)
 
 
+def test_chunkmap_is_measured_in_the_environment_of_the_session(tmp_path: Path) -> None:
+    for name in ("local", "staging"):
+        settings = Settings(state_dir=tmp_path, environment=name)
+        variables = contender(REFERENCE, settings, print).variables
+        told = variables.get("CHUNKMAP_ENVIRONMENT", "local")
+        assert told == name
+
+
 def test_records_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     settings = Settings(state_dir=tmp_path)
     with pytest.raises(UsageError, match="no session"):
@@ -128,8 +137,10 @@ def test_records_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     assert find_record(settings, None).created.day == 2
     assert find_record(settings, "20260101").created.day == 1
     assert find_record(settings, str(folder / f"{made.id}.json")).created.day == 2
-    with pytest.raises(UsageError, match="may be"):
-        find_record(settings, "2026")
+    for name, words in (("2026", "may be"), ("nope", "no session nope")):
+        with pytest.raises(UsageError, match=words) as caught:
+            find_record(settings, name)
+        assert "chunkmap bench history" in str(caught.value.hint)
 
 
 def test_pytest_benchmark_reads_what_is_stored(tmp_path: Path) -> None:
