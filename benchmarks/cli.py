@@ -191,12 +191,18 @@ def fit(
             metavar="[GROUP]…", help="engine, worker, planning, ledger, store; default all."
         ),
     ] = None,
+    parameters: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write to this file; default that of the suite.", dir_okay=False
+        ),
+    ] = None,
     environment: Environment = None,
 ) -> None:
     """Measure the parameters of the simulation."""
     from benchmarks import commands
 
-    commands.fit(groups or (), environment)
+    commands.fit(groups or (), parameters, environment)
 
 
 @app.command()

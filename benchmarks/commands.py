@@ -103,15 +103,17 @@ def aims(
     say(summary(judgements))
 
 
-def fit(groups: Sequence[str], environment: str | None) -> None:
+def fit(groups: Sequence[str], parameters: Path | None, environment: str | None) -> None:
     """Measure the parameters of the simulation on the local stack, and store them."""
     from benchmarks.simulation import fitting
     from benchmarks.simulation.parameters import FILE
 
+    path = parameters or FILE
     fitting.check_groups(groups)  # Before anything is started.
+    fitting.parameters_to_change(path)
     with stopped_by_sigterm(), _stack(environment) as settings:
-        fitting.fit(FILE, groups, settings)
-    say(f"parameters: {FILE}")
+        fitting.fit(path, groups, settings)
+    say(f"parameters: {path}")
 
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.simulation import probes, probes_engine
+from benchmarks.simulation.parameters import FILE, read_parameters
 from benchmarks.suite.machine import cores, describe
 from benchmarks.suite.session import DEFAULT_ROOT
 from pipeline.config.settings import Settings
@@ -29,17 +30,17 @@ def fit(path: Path, groups: Sequence[str], settings: Settings) -> None:
     """Measure groups of parameters on the stack that is up, and put the figures into a file.
 
     Args:
-        path: The file; its other values are kept.
+        path: The file; its other values are kept, or are those of the suite if it does not exist.
         groups: Of GROUPS; none means all.
         settings: Of the stack; they allow the suite's transforms.
 
     Raises:
-        UsageError: There is no such group.
+        UsageError: There is no such group, or the file cannot be changed.
     """
     check_groups(groups)
+    said = parameters_to_change(path)
     storage, machine = open_storage(settings), describe()
     mark = {"measured": f"{datetime.now(UTC):%Y-%m-%d}", "commit": machine.commit}
-    said: dict[str, Any] = json.loads(path.read_text("utf-8"))
     said["made"] = {
         "command": COMMAND,
         "date": mark["measured"],
@@ -76,6 +77,17 @@ def _measured(group: str, settings: Settings, storage: Storage) -> probes.Figure
 def _entry(value: float, how: str, mark: dict[str, str]) -> dict[str, Any]:
     kept = value if isinstance(value, int) else float(f"{value:.4g}")
     return {"value": kept, "source": how, **mark}
+
+
+def parameters_to_change(path: Path) -> dict[str, Any]:
+    """Read the parameters of a file, or those of the suite if it does not exist.
+
+    Raises:
+        UsageError: The file holds no parameters, or its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} to write {path.name} to")
+    return read_parameters(path if path.exists() else FILE)
 
 
 def check_groups(groups: Sequence[str]) -> None:

@@ -143,7 +143,7 @@ SECTIONS = tuple(Parameters.model_fields)
 
 def stores(path: Path = FILE) -> list[str]:
     """The object stores that a file of parameters knows."""
-    return list(_read(path)["stores"])
+    return list(read_parameters(path)["stores"])
 
 
 def load_parameters(
@@ -159,7 +159,7 @@ def load_parameters(
     Raises:
         UsageError: the file is none, or there is no such store or parameter, or no such value.
     """
-    said = _read(path)
+    said = read_parameters(path)
     if store not in said["stores"]:
         raise UsageError(
             f"no object store {store!r} in {path.name}",
@@ -193,7 +193,7 @@ def sources(
     store: str, path: Path = FILE, changes: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Each parameter with its value and where that comes from."""
-    said = _read(path)
+    said = read_parameters(path)
     groups = {**said["parameters"], "store": said["stores"][store]}
     found = {
         f"{section}.{key}": f"{one['value']:g}: {one['source']}"
@@ -203,7 +203,12 @@ def sources(
     return found | {name: f"{value}: asked for" for name, value in (changes or {}).items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Read a file of parameters, each with its source.
+
+    Raises:
+        UsageError: The file is none.
+    """
     try:
         said: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if {"parameters", "stores"} <= said.keys():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import commands
 from benchmarks.simulation import fitting, probes, probes_engine
 from benchmarks.simulation.case import parse_bytes, parse_count
 from benchmarks.simulation.parameters import FILE, load_parameters, sources, stores
@@ -118,17 +120,22 @@ def test_sizes(text: str, value: float) -> None:
     assert parse_bytes(text) == value
 
 
+@pytest.mark.parametrize("exists", [True, False])
 def test_fitting_writes_what_was_measured_and_keeps_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
 ) -> None:
-    file = tmp_path / "parameters.json"
-    file.write_text(FILE.read_text("utf-8"), "utf-8")
+    file, suites = tmp_path / "parameters.json", FILE.read_bytes()
+    if exists:
+        file.write_bytes(suites)
     for name in ("worker", "planning", "ledger"):
         monkeypatch.setattr(probes, name, lambda *_: {"worker.chunk_seconds": (0.0123456, "how")})
     monkeypatch.setattr(probes_engine, "engine", lambda *_: {})
     monkeypatch.setattr(probes, "store", lambda *_: {"get_seconds": (0.002, "how")})
     monkeypatch.setattr(probes, "discard", lambda *_: None)
-    fitting.fit(file, (), Settings())
+    monkeypatch.setattr(commands, "_stack", lambda environment: nullcontext(Settings()))
+    shown = CliRunner().invoke(app, ["bench", "fit", "--parameters", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert FILE.read_bytes() == suites
     before, after = (json.loads(path.read_text("utf-8")) for path in (FILE, file))
     entry = after["parameters"]["worker"]["chunk_seconds"]
     assert (entry["value"], entry["source"]) == (0.01235, "how")
@@ -137,6 +144,18 @@ def test_fitting_writes_what_was_measured_and_keeps_the_rest(
     assert after["parameters"]["prices"] == before["parameters"]["prices"]
     assert after["made"]["command"] == fitting.COMMAND
     assert load_parameters("here", file).store.get_seconds == 0.002
+
+
+def test_a_file_that_cannot_be_changed_is_refused_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.commands.local.up", lambda *_: pytest.fail("it was started"))
+    (tmp_path / "none.json").write_text("{}")
+    for name, words in (("none.json", "holds no parameters"), ("a/b.json", "there is no folder")):
+        command = ["bench", "fit", "--parameters", str(tmp_path / name)]
+        shown = CliRunner().invoke(app, command)
+        assert isinstance(shown.exception, UsageError)
+        assert words in str(shown.exception)
 
 
 def test_an_unknown_group_is_refused_before_anything_is_started(
