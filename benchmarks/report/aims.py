@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.suite.aims import MAX_NOISE, Judgement
+from pipeline.report.humanize import plural
 
 HEAD = ("what", "aim", "reached [95%]", "", "noise", "session")
 
@@ -27,10 +29,17 @@ def aim_rows(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
 
 def summary(judgements: Sequence[Judgement]) -> str:
     """How many aims are met."""
-    states = [judgement.state for judgement in judgements]
-    text = f"{states.count('met')} of {len(states)} aims met, {states.count('missed')} missed"
-    unknown = len(states) - states.count("met") - states.count("missed")
-    return text + (f", {unknown} not measured." if unknown else ".")
+    counts: Counter[str] = Counter(judgement.state for judgement in judgements)
+    rest = [
+        f"{counts[state]} {words}"
+        for state, words in (
+            ("not measured", "not measured"),
+            ("too few samples", "with too few samples"),
+        )
+        if counts[state]
+    ]
+    met = f"{counts['met']} of {plural(len(judgements), 'aim')} met"
+    return ", ".join([met, f"{counts['missed']} missed", *rest]) + "."
 
 
 def build_aims_markdown(judgements: Sequence[Judgement]) -> str:

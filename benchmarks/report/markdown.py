@@ -83,7 +83,7 @@ def _row(*cells: str) -> str:
 
 
 def _result_row(result: Result) -> str:
-    marks = [f"{result.workers} threads"] * bool(result.workers)
+    marks = [humanize.plural(result.workers, "thread")] * bool(result.workers)
     marks += [f"{humanize.count(result.tasks)} tasks, seconds for one"] * bool(result.tasks)
     name = result.workload + (f" ({', '.join(marks)})" if marks else "")
     if result.state != "ok":

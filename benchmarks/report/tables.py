@@ -107,7 +107,7 @@ def phases(record: Record) -> Markup:
 
 
 def _workload(result: Result) -> str:
-    marks = [f"{result.workers} threads"] * bool(result.workers)
+    marks = [humanize.plural(result.workers, "thread")] * bool(result.workers)
     marks += [f"{humanize.count(result.tasks)} tasks"] * bool(result.tasks)
     return result.workload + (f" ({', '.join(marks)})" if marks else "")
 
@@ -296,7 +296,7 @@ def _cell(comparison: Comparison) -> str:
 
 
 def _subject(record: Record, result: Result) -> dict[str, str]:
-    marks = [f"{result.workers} threads"] * bool(result.workers) + [
+    marks = [humanize.plural(result.workers, "thread")] * bool(result.workers) + [
         f"{humanize.count(result.tasks)} tasks"
     ] * bool(result.tasks)
     row = {

@@ -37,7 +37,8 @@ def headline(record: Record, found: Sequence[Comparison]) -> str:
     with_aim = [comparison for comparison in shown if comparison.met is not None]
     if with_aim:
         met = sum(1 for comparison in with_aim if comparison.met)
-        text += f" It met {met} of {humanize.plural(len(with_aim), 'aim')}."
+        kind = "ratio that is an aim" if len(with_aim) == 1 else "ratios that are aims"
+        text += f" It met {met} of {len(with_aim)} {kind} at this scale."
     bad = [result for result in record.results if result.state != "ok"]
     if bad:
         names = ", ".join(dict.fromkeys(f"{result.title} ({result.state})" for result in bad))

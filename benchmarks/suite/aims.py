@@ -15,11 +15,14 @@ from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, Result
 from benchmarks.suite.stats import Interval, exact, median, noise_floor, ratio
 from benchmarks.suite.workloads import DISTRIBUTED, ONE_PROCESS, WORKLOADS
+from pipeline.report.humanize import plural
 
 MAX_NOISE = 0.15
 """Noise floor of a session above which its figures are only an indication."""
 TIMES = "{:.2f} times"
-"""The unit of a ratio to a peer."""
+"""The unit of a ratio of seconds to a peer's."""
+SHARE = "{:.4f} times"
+"""The unit of a ratio of what is known exactly, such as bytes."""
 MIN_SAMPLES = 3
 """Samples without which nothing is met or missed."""
 
@@ -60,7 +63,7 @@ class Aim:
 
     @property
     def is_ratio(self) -> bool:
-        """Whether it is a ratio to a peer."""
+        """Whether it is a ratio of seconds to a peer's."""
         return self.unit == TIMES
 
     def limit_text(self) -> str:
@@ -84,8 +87,11 @@ class Judgement:
 
     @property
     def noise(self) -> float | None:
-        """Noise floor of the session, as a share: for a figure of ours alone, that of our times."""
-        noise = self.record.noise if self.record is not None else None
+        """Noise floor of the session, as a share: for a figure of ours alone, that of our times.
+
+        None for what is not sampled, such as bytes.
+        """
+        noise = self.record.noise if self.record is not None and self._is_sampled else None
         if noise is None or self.aim.is_ratio or REFERENCE not in noise.pairs:
             return None if noise is None else noise.floor
         return noise_floor([noise.pairs[REFERENCE]])
@@ -93,7 +99,11 @@ class Judgement:
     @property
     def is_noisy(self) -> bool:
         """Whether the session was too noisy for more than an indication."""
-        return self.record is not None and (self.noise is None or self.noise > MAX_NOISE)
+        return self._is_sampled and (self.noise is None or self.noise > MAX_NOISE)
+
+    @property
+    def _is_sampled(self) -> bool:
+        return self.figure is not None and self.figure.samples is not None
 
     def figure_text(self) -> str:
         """The figure with its interval."""
@@ -107,7 +117,7 @@ class Judgement:
 
     def noise_text(self) -> str:
         """The session's noise floor."""
-        if self.record is None:
+        if not self._is_sampled:
             return ""
         return "not measured" if self.noise is None else f"{self.noise:.0%}"
 
@@ -157,7 +167,7 @@ def largest_of(
     share: Callable[[Comparison], float | None],
     does: str,
 ) -> Callable[[Record], Figure | None]:
-    """Our share of what a peer writes or moves, beside the peer that does so the least.
+    """Our share of what a peer writes or moves, next to the peer that does so the least.
 
     Args:
         workload: The workload.
@@ -252,7 +262,7 @@ def efficiency(workload: str) -> Callable[[Record], Figure | None]:
         found, ideal = ratio(few.samples(), many.samples()), many.workers / few.workers
         share = Interval(found.value / ideal, found.low / ideal, found.high / ideal)
         samples = min(len(few.samples()), len(many.samples()))
-        return Figure(share, samples, f"{many.workers} threads")
+        return Figure(share, samples, plural(many.workers, "thread"))
 
     return figure
 
@@ -343,7 +353,7 @@ AIMS = (
         "row-map, bytes written against the smallest output of Polars, DuckDB and Daft",
         "m",
         1.0,
-        TIMES,
+        SHARE,
         largest_of("row-map", ONE_PROCESS, lambda it: it.size, "writes"),
         _run("row-map", "m", _SIX),
     ),
@@ -365,13 +375,13 @@ AIMS = (
         "add-columns",
         "s",
         EVERYBODY,
-        "three columns beside sixteen kept ones, against the fastest that writes all",
+        "three columns next to sixteen kept ones, against the fastest that writes all",
     ),
     Aim(
-        "three columns beside sixteen kept ones, bytes over the network",
+        "three columns next to sixteen kept ones, bytes over the network",
         "s",
         1 / 3,
-        TIMES,
+        SHARE,
         largest_of("add-columns", EVERYBODY, lambda it: it.moved, "moves"),
         _run("add-columns", "s", _SIX),
     ),

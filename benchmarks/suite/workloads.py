@@ -140,7 +140,7 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         Workload(
             "add-columns",
-            "three computed columns beside all sixteen, which stay as they are",
+            "three computed columns next to all sixteen, which stay as they are",
             "map",
             "lineitem",
             "with_measures",
@@ -329,7 +329,7 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         Workload(
             "resume-half",
-            "go on with a run half of whose chunks are done",
+            "resume a run of which half of the chunks are done",
             "resume",
             "row-groups",
             "half",

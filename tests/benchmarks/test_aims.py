@@ -107,8 +107,8 @@ EXPECTED = {
     "row-map, bytes written": (1.0, "met"),
     "row-map, 24 million rows, against the fastest of PySpark": (0.45, "missed"),
     "row-map, processor time": (0.9, "missed"),
-    "three columns beside sixteen kept ones, against": (0.9, "missed"),
-    "three columns beside sixteen kept ones, bytes": (1.0, "missed"),
+    "three columns next to sixteen kept ones, against": (0.9, "missed"),
+    "three columns next to sixteen kept ones, bytes": (1.0, "missed"),
     "one column renamed": (0.1, "missed"),
     "stations, 100 million": (1.2, "met"),
     "stations, 1,000 million": (1.2, "missed"),
@@ -187,6 +187,19 @@ def test_a_noisy_session_is_only_an_indication() -> None:
     assert not of("fixed cost", SMALL.model_copy(update=noisy)).is_noisy
     assert of("stations, 100 million", MIDDLE.model_copy(update=noisy)).is_noisy
     assert of("fixed cost", SMALL.model_copy(update={"noise": None})).is_noisy
+
+
+def test_bytes_and_requests_have_no_noise() -> None:
+    """They are exact, so that a small excess is shown."""
+    ours, *theirs = row_map(**EVERYBODY)
+    larger = at_scale("m", changed(ours, bytes=9_004_500), *theirs)
+    for made in (larger, larger.model_copy(update={"noise": None})):
+        judgement = of("row-map, bytes written", made)
+        assert (judgement.state, judgement.is_noisy) == ("missed", False)
+        assert judgement.noise_text() == ""
+        assert judgement.figure_text().startswith("1.0005 times, ")
+        assert judgement.aim.limit_text() == "at most 1.0000 times"
+    assert of("daily, S3 requests", MIDDLE).noise_text() == ""
 
 
 @pytest.mark.parametrize("aim", AIMS, ids=lambda aim: aim.what)
@@ -275,8 +288,11 @@ def test_the_command_prints_and_stores_the_table(tmp_path: Path) -> None:
 
 
 def test_the_summary_counts() -> None:
-    judgements = judge(AIMS, [SMALL])
-    assert summary(judgements) == "2 of 21 aims met, 4 missed, 15 not measured."
+    few = at_scale("m", result("daily", "chunkmap", [1.0]), result("daily", "polars", [1.0]))
+    judgements = judge(AIMS, [SMALL, few])
+    assert summary(judgements) == (
+        "3 of 21 aims met, 4 missed, 13 not measured, 1 with too few samples."
+    )
     assert all(aim.command in build_aims_markdown(judgements) for aim in AIMS)
 
 

@@ -73,6 +73,14 @@ def test_the_page_says_who_failed_and_why() -> None:
     assert "</script><script>alert(1)</script>" in said, "shown as text, not run"
 
 
+def test_the_headline_counts_ratios_and_threads_agree_with_their_number() -> None:
+    text = build_markdown(full_record().model_copy(update={"scale": "m"}))
+    assert re.search(r"It met \d+ of \d+ ratios that are aims at this scale\.", text)
+    alone = record(result("wait", "chunkmap", around(1.0), workers=1, tasks=24))
+    assert "wait (1 thread, " in build_markdown(alone)
+    assert "1 threads" not in words_of(render_page(build_page(alone)))
+
+
 def test_the_page_asks_for_nothing_from_elsewhere() -> None:
     html = render_page(build_page(full_record()))
     assert "default-src 'none'" in unescape(html)
