@@ -10,7 +10,7 @@ from benchmarks.report.aims import HEAD, aim_rows, aims_object, build_aims_markd
 from benchmarks.report.markdown import build_markdown
 from benchmarks.report.write import Written, update_docs, write_report
 from benchmarks.suite.aims import AIMS, judge
-from benchmarks.suite.compare import changes, comparisons, lost
+from benchmarks.suite.compare import Change, Comparison, changes, comparisons, lost
 from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, load_record, records_in
@@ -38,7 +38,14 @@ def list_all(*, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "workloads": {workload.name: workload.says for workload in WORKLOADS.values()},
+                "workloads": {
+                    workload.name: {
+                        "suite": workload.suite,
+                        "says": workload.says,
+                        "peers": list(workload.peers),
+                    }
+                    for workload in WORKLOADS.values()
+                },
                 "datasets": {dataset.name: dataset.says for dataset in DATASETS.values()},
                 "peers": {peer.name: peer.title for peer in PEERS.values()},
             }
@@ -123,18 +130,9 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
     _refuse_incomparable(first, second)
     ratio_changes = changes(first, second)
     if as_json:
-        rows = [
-            {
-                "workload": change.workload,
-                "peer": change.peer,
-                "what": change.what,
-                "before": change.before.value,
-                "after": change.after.value,
-                "says": change.says,
-            }
-            for change in ratio_changes
-        ]
-        print_json({"before": first.id, "after": second.id, "changes": rows})
+        print_json(
+            {"before": first.id, "after": second.id, "changes": _changes_object(ratio_changes)}
+        )
         return
     lines = [
         (
@@ -163,18 +161,17 @@ def history(environment: str | None, *, as_json: bool) -> None:
         for record in records
     ]
     if as_json:
-        print_json(
-            [
-                {
-                    "id": record.id,
-                    "commit": record.machine.commit,
-                    "scale": record.scale,
-                    "complete": record.complete,
-                    "ratios": by_name,
-                }
-                for record, by_name in zip(records, ratios, strict=True)
-            ]
-        )
+        sessions = [
+            {
+                "id": record.id,
+                "commit": record.machine.commit,
+                "scale": record.scale,
+                "complete": record.complete,
+                "ratios": by_name,
+            }
+            for record, by_name in zip(records, ratios, strict=True)
+        ]
+        print_json({"sessions": sessions})
         return
     lines = [
         (
@@ -204,8 +201,16 @@ def gate(
             hint="measure the same workloads against the same peers",
         )
     if as_json:
-        names = [change.name for change in worse]
-        print_json({"compared": len(ratio_changes), "worse": names, "lost": missing})
+        print_json(
+            {
+                "before": before.id,
+                "after": after.id,
+                "compared": len(ratio_changes),
+                "worse": [change.name for change in worse],
+                "lost": missing,
+                "changes": _changes_object(ratio_changes),
+            }
+        )
     else:
         for change in ratio_changes:
             mark = "[red]✗[/] " if change.is_regression else "[green]✓[/] "
@@ -260,7 +265,14 @@ def _earlier(settings: Settings, record: Record) -> list[Record]:
 
 def _show(record: Record, written: Written, *, as_json: bool) -> None:
     if as_json:
-        print_json({"id": record.id, "report": written.uri, "html": str(written.html)})
+        print_json(
+            {
+                "id": record.id,
+                "report": written.uri,
+                "html": str(written.html),
+                "comparisons": [_comparison_object(each) for each in comparisons(record)],
+            }
+        )
         return
     rows = []
     for comparison in comparisons(record):
@@ -276,6 +288,34 @@ def _show(record: Record, written: Written, *, as_json: bool) -> None:
     if rows:
         out.print(columns(("workload", "against", "chunkmap / peer", "", "aim"), rows))
     show_pairs("", {"report": written.html, "stored": written.uri})
+
+
+def _comparison_object(comparison: Comparison) -> dict[str, object]:
+    found = comparison.found
+    return {
+        "workload": comparison.workload,
+        "peer": comparison.theirs.subject,
+        "ratio": None if found is None else found.value,
+        "low": None if found is None else found.low,
+        "high": None if found is None else found.high,
+        "verdict": comparison.said or None,
+        "aim": comparison.aim,
+        "met": comparison.met,
+    }
+
+
+def _changes_object(ratio_changes: Sequence[Change]) -> list[dict[str, object]]:
+    return [
+        {
+            "workload": change.workload,
+            "peer": change.peer,
+            "what": change.what,
+            "before": change.before.value,
+            "after": change.after.value,
+            "says": change.says,
+        }
+        for change in ratio_changes
+    ]
 
 
 def tell(line: str) -> None:

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.cli.help import App, examples
-from pipeline.cli.options import Environment, Json
+from pipeline.cli.options import Environment, Json, refuse_watching_as_json
 from pipeline.cli.output import columns, live, marked, notes, out, print_json, say, warn
 from pipeline.config.settings import Settings, load_settings
 from pipeline.report.humanize import byte_size, duration, plural
@@ -39,6 +39,7 @@ def status(
     """Show workers, their resources and their work."""
     from pipeline.cluster.client import cluster_of
 
+    refuse_watching_as_json(watch=watch, as_json=json)
     settings = load_settings(environment)
     with cluster_of(settings.dask) as cluster:
         if not watch:
@@ -46,10 +47,6 @@ def status(
             print_json(_to_dict(settings, cluster, rows)) if json else out.print(
                 _page(settings, cluster, rows)
             )
-        elif json:
-            while True:
-                print_json(_to_dict(settings, cluster, _worker_rows(cluster)))
-                time.sleep(WATCH_SECONDS)
         else:
             with live(Text(), out, auto_refresh=False) as page:
                 while True:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config.units import parse_seconds
+from pipeline.errors import UsageError
 
 
 def age(text: str) -> float:
@@ -36,6 +37,16 @@ def outputs(incomplete: str) -> list[str]:
     except (OSError, ValueError):
         return []
     return [uri for uri in known if isinstance(uri, str) and uri.startswith(incomplete)]
+
+
+def refuse_watching_as_json(*, watch: bool, as_json: bool) -> None:
+    """Refuse to print a view that is refreshed as one JSON object.
+
+    Raises:
+        UsageError: Both options are given.
+    """
+    if watch and as_json:
+        raise UsageError("--watch and --json exclude each other: use one of them")
 
 
 JobFile = Annotated[

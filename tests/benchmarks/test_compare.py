@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from random import Random
@@ -148,6 +149,10 @@ def test_the_gate(tmp_path: Path, ratio: float, code: int) -> None:
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == code, shown.output
     assert ("worse" in shown.output) is bool(code)
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert told["worse"] == ["row-map against polars"] * code
+    seconds, *_ = told["changes"]
+    assert (seconds["before"], seconds["after"]) == (1.0, pytest.approx(ratio))
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,27 @@ def test_a_report_goes_to_the_root_of_its_session(
         shutil.rmtree(report)
 
 
+def test_sessions_are_objects_for_programs(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = of(settings, asked(tmp_path), MadeUp("chunkmap"), MadeUp("polars")).run()
+    monkeypatch.setattr(commands, "_stack", lambda environment: nullcontext(settings))
+    monkeypatch.setattr(commands, "load_settings", lambda environment: settings)
+    commands.report(done.id, None, None, None, as_json=True)
+    compared = json.loads(capsys.readouterr().out)["comparisons"]
+    assert [each["workload"] for each in compared] == ["row-map", "few-rows", "strings"]
+    assert compared[0] == {
+        **{"workload": "row-map", "peer": "polars", "ratio": 1.0, "low": 1.0, "high": 1.0},
+        **{"verdict": "no difference", "aim": None, "met": None},
+    }
+    commands.history(None, as_json=True)
+    [session] = json.loads(capsys.readouterr().out)["sessions"]
+    assert (session["id"], session["complete"]) == (done.id, True)
+
+
 def test_there_must_be_such_a_session(settings: Settings) -> None:
     with pytest.raises(UsageError, match="no session nope"):
         of(settings, Request(resume="nope"), MadeUp("chunkmap"), MadeUp("polars"))

@@ -176,4 +176,7 @@ def test_list_names_everything() -> None:
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout)
     assert set(told["workloads"]) == set(WORKLOADS)
+    row_map = told["workloads"]["row-map"]
+    assert (row_map["suite"], row_map["peers"]) == ("main", list(WORKLOADS["row-map"].peers))
+    assert row_map["says"] == WORKLOADS["row-map"].says
     assert set(told["peers"]) == set(PEERS)

@@ -73,6 +73,14 @@ def test_usage_errors_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: s
     assert part in error["message"]
 
 
+@pytest.mark.parametrize("command", [("cluster", "status"), ("backfill", "status", "last")])
+def test_what_is_refreshed_is_not_one_object(tmp_path: Path, command: tuple[str, ...]) -> None:
+    said = give(*command, "--watch", "--json", cwd=tmp_path)
+    assert said.returncode == 2
+    error = json.loads(said.stdout)
+    assert error["message"] == "--watch and --json exclude each other: use one of them"
+
+
 def test_a_setting_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "base.yaml").write_text("batches:\n  secnds: 3\n")

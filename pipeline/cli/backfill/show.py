@@ -14,6 +14,7 @@ from rich.text import Text
 from pipeline.cli.attempts import show_attempts
 from pipeline.cli.backfill.calendar import CalendarView
 from pipeline.cli.backfill.find import find
+from pipeline.cli.options import refuse_watching_as_json
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
@@ -92,8 +93,7 @@ def status(
     backfill: str, output: str | None, environment: str | None, *, watch: bool, as_json: bool
 ) -> None:
     """Show one backfill."""
-    if watch and as_json:
-        raise UsageError("--watch and --json exclude each other: use one of them")
+    refuse_watching_as_json(watch=watch, as_json=as_json)
     settings = load_settings(environment)
     store = find(backfill, output, settings)
     if watch:
