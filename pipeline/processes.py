@@ -17,6 +17,9 @@ from types import FrameType
 
 _at_once = False
 _interrupted = False
+_INIT_NAME = Path("/proc/1/comm")
+_CONTAINER_INITS = ("docker-init", "podman-init", "catatonit", "tini", "dumb-init")
+"""Names of first processes of containers that do nothing but start a command and end with it."""
 
 
 def freeze_imports() -> None:
@@ -116,6 +119,16 @@ def command_started() -> float:
     import psutil
 
     return psutil.Process().create_time()
+
+
+def is_main_of_container() -> bool:
+    """Whether this process is the command of a container, which ends with it."""
+    if os.getpid() == 1:
+        return True
+    with suppress(OSError):
+        init = _INIT_NAME.read_text(encoding="utf-8", errors="replace").strip()
+        return os.getppid() == 1 and init in _CONTAINER_INITS
+    return False
 
 
 def is_alive(pid: int, started: float) -> bool:

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
+from pipeline.processes import is_main_of_container
 
 
 def age(text: str) -> float:
@@ -22,6 +23,21 @@ def age(text: str) -> float:
         return parse_seconds(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def refuse_to_end_with_container(detach: bool) -> bool:
+    """Refuse a background process that would end with this command.
+
+    Raises:
+        UsageError: This command is the main process of a container.
+    """
+    if detach and is_main_of_container():
+        raise UsageError(
+            "--detach: this container ends with its command, and so would the driver",
+            hint="leave it out, and let the container run in the background: "
+            "docker compose run -d …, docker run -d …",
+        )
+    return detach
 
 
 def environments(incomplete: str) -> list[str]:
@@ -119,7 +135,15 @@ TakeOver = Annotated[
 Local = Annotated[
     bool, typer.Option("--local", help="Use processes of this machine: no Prefect, no Dask.")
 ]
-Detach = Annotated[bool, typer.Option("--detach", "-d", help="Drive it in a background process.")]
+Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        "-d",
+        callback=refuse_to_end_with_container,
+        help="Drive it in a background process.",
+    ),
+]
 OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]
 OnlyFailedWindows = Annotated[bool, typer.Option("--failed", help="Retry failed windows only.")]
 DebugChunk = Annotated[

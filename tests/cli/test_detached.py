@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline import processes
 from pipeline.cli import detached
+from pipeline.cli.app import app
 from pipeline.cli.detached import log_of, start_detached
 from pipeline.config.settings import load_settings
-from pipeline.errors import RunFailedError
+from pipeline.errors import ChunkmapError, RunFailedError
 
 
 def start(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -55,3 +59,35 @@ def test_a_driver_that_has_not_begun_is_not_said_to_run(
     start(["--version"], tmp_path, monkeypatch)
     assert [process.wait(60) for process in started] == [0]
     assert "has not begun with run one for 0 s" in capsys.readouterr().err
+
+
+def container(pid: int, parent: int, init: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make this process look like one whose first process has that name."""
+    comm = folder / "comm"
+    comm.write_text(f"{init}\n")
+    patch.setattr(processes, "_INIT_NAME", comm)
+    patch.setattr(os, "getpid", lambda: pid)
+    patch.setattr(os, "getppid", lambda: parent)
+
+
+@pytest.mark.parametrize(
+    ("pid", "parent", "init", "is_refused"),
+    [
+        (1, 0, "chunkmap", True),
+        (7, 1, "docker-init", True),
+        (8, 7, "docker-init", False),
+        (7, 1, "systemd", False),
+    ],
+)
+def test_a_container_that_ends_with_its_command_has_no_background(
+    pid: int,
+    parent: int,
+    init: str,
+    is_refused: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    container(pid, parent, init, tmp_path, monkeypatch)
+    result = CliRunner().invoke(app, ["run", "--detach", str(tmp_path / "none.yaml")])
+    assert ("ends with its command" in str(result.exception)) == is_refused
+    assert isinstance(result.exception, ChunkmapError)
