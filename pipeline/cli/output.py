@@ -98,6 +98,11 @@ def show_pairs(title: str, rows: Mapping[str, object]) -> None:
     out.print(pairs(rows))
 
 
+def report_place(uri: str, local: str) -> str:
+    """Say where a report is: the copy on this machine, if there is one, and the stored page."""
+    return f"{local} (stored as {uri})" if local else uri
+
+
 def pairs(rows: Mapping[str, object]) -> Table:
     """Make a table of names and values."""
     table = Table(show_header=False, **_PLAIN)

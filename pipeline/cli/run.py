@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.hints import command, with_values
-from pipeline.cli.output import bad, print_json, say, show_pairs, warn
+from pipeline.cli.output import bad, print_json, report_place, say, show_pairs, warn
 from pipeline.cli.run_progress import Display
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings, load_settings
@@ -290,7 +290,7 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
         "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
         "time": _time(outcome),
         **_outputs(summary),
-        "report": summary.local_report or summary.report,
+        "report": report_place(summary.report, summary.local_report),
         "Prefect UI": outcome.page,
     }
     show_pairs(f"{summary.job} · run {summary.run}", _known(rows))
@@ -349,7 +349,7 @@ def _show_complete(outcome: Outcome) -> None:
     )
     places = {
         **_outputs(summary),
-        "report": summary.local_report or summary.report,
+        "report": report_place(summary.report, summary.local_report),
         "Prefect UI": outcome.page,
     }
     show_pairs("", _known(places))

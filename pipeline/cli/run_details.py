@@ -10,7 +10,7 @@ import polars as pl
 
 from pipeline.cli.attempts import show_attempts
 from pipeline.cli.detached import log_of
-from pipeline.cli.output import print_json, say
+from pipeline.cli.output import print_json, report_place, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.report.run_model import RunState
@@ -85,7 +85,7 @@ def report(
     if as_json:
         print_json({"run": ledger.run, "report": uri, "local_report": local})
     else:
-        say(f"{local} (stored as {uri})")
+        say(report_place(uri, local))
     if open_page:
         webbrowser.open(Path(local).absolute().as_uri())
 

@@ -149,6 +149,14 @@ def test_last_is_the_newest_run(shop: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawn")
+def test_a_run_names_both_copies_of_its_report(shop: Path) -> None:
+    """The local one ends with the container of the command."""
+    for _ in range(2):
+        shown = "".join(give("run", "job.yaml", "--local", cwd=shop).stdout.split())
+        assert "report.html(storedasfile://" in shown
+
+
+@pytest.mark.usefixtures("drawn")
 def test_the_report_is_fetched_or_made(shop: Path) -> None:
     done = run(shop)
     told = json.loads(give("report", "--json", cwd=shop).stdout)
