@@ -110,12 +110,18 @@ def down(environment: Environment = None, json: Json = False) -> None:
     local.down(environment, as_json=json)
 
 
-@app.command(rich_help_panel=START, epilog=examples("env"))
-def env(environment: Environment = None, json: Json = False) -> None:
+@app.command(rich_help_panel=START, epilog=examples("env", "env --prefect"))
+def env(
+    prefect: Annotated[
+        bool, typer.Option("--prefect", help="Those of the Prefect server instead.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
     """Print variables for the S3 of `up`, for `eval`."""
     from pipeline.cli import local
 
-    local.env(environment, as_json=json)
+    local.env(environment, prefect=prefect, as_json=json)
 
 
 @app.command(rich_help_panel=START, epilog=examples("demo", "demo --keep"))

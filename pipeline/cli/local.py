@@ -1,4 +1,4 @@
-"""Start and stop the local services, and describe their S3: `chunkmap up`, `down` and `env`."""
+"""Start, stop and describe the local services: `chunkmap up`, `down` and `env`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pipeline.cli.waiting import Waiting
 from pipeline.cluster import local
 from pipeline.config.layers import CREDENTIAL_VARIABLES
 from pipeline.config.settings import Settings, ignored_credentials, load_settings
+from pipeline.flows.server import no_server
+
+PREFECT_CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
+"""Variables with credentials of a Prefect server."""
 
 
 def up(environment: str | None, *, as_json: bool) -> None:
@@ -34,16 +38,30 @@ def down(environment: str | None, *, as_json: bool) -> None:
         _show(environment)
 
 
-def env(environment: str | None, *, as_json: bool) -> None:
-    """Print the variables with which other tools reach the S3 of the stack, as shell commands."""
-    variables = local.s3_variables(load_settings(environment))
+def env(environment: str | None, *, prefect: bool = False, as_json: bool) -> None:
+    """Print the variables with which other tools reach the S3 of the stack, as shell commands.
+
+    Args:
+        environment: Name of the environment.
+        prefect: Print those of the Prefect server of the settings instead.
+        as_json: Print one JSON object.
+    """
+    settings = load_settings(environment)
+    known = PREFECT_CREDENTIALS if prefect else CREDENTIAL_VARIABLES
+    variables = _prefect_variables(settings) if prefect else local.s3_variables(settings)
     if as_json:
         print_json(variables)
         return
     # The others name an identity of another service.
-    others = [name for name in CREDENTIAL_VARIABLES if name not in variables]
+    others = [name for name in known if name not in variables]
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     print(f"unset {' '.join(others)}", *lines, sep="\n", file=results())
+
+
+def _prefect_variables(settings: Settings) -> dict[str, str]:
+    if settings.prefect.api_url is None:
+        raise no_server()
+    return settings.prefect.environment()
 
 
 def warn_of_ignored(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import EngineUnavailableError
 
 HEARTBEAT_SECONDS = 30
 """Seconds between two heartbeats of a flow run."""
+_START_SERVER = "start one with `chunkmap up`, or set PREFECT_API_URL"
 
 
 def check_server(settings: PrefectSettings) -> str:
@@ -31,9 +32,8 @@ def check_server(settings: PrefectSettings) -> str:
     Raises:
         EngineUnavailableError: No address is set, or no server answers there in time.
     """
-    hint = "start one with `chunkmap up`, or set PREFECT_API_URL"
     if settings.api_url is None:
-        raise EngineUnavailableError("no Prefect server is set (prefect.api_url)", hint=hint)
+        raise no_server()
     deadline = time.monotonic() + settings.connect_timeout
     problem: object = "no answer"
     while time.monotonic() < deadline:
@@ -50,8 +50,13 @@ def check_server(settings: PrefectSettings) -> str:
     raise EngineUnavailableError(
         f"no Prefect server answers at {settings.api_url} (prefect.api_url) within "
         f"{settings.connect_timeout:g} s: {problem}",
-        hint=hint,
+        hint=_START_SERVER,
     )
+
+
+def no_server() -> EngineUnavailableError:
+    """Return the error of settings that name no server."""
+    return EngineUnavailableError("no Prefect server is set (prefect.api_url)", _START_SERVER)
 
 
 def connect(settings: PrefectSettings) -> str:

@@ -249,7 +249,8 @@ def late_finding(facts: ServerFacts) -> Finding:
     idle = [pool for pool, count in facts.online.items() if not count]
     if idle:
         said += f"; no worker of {_few(idle)} is online"
-        return Finding("warning", what, said, f"prefect worker start --pool {idle[0]}")
+        start = f"prefect worker start --pool {shlex.quote(idle[0])}"
+        return Finding("warning", what, said, f'eval "$(chunkmap env --prefect)"; {start}')
     fix = "workers are busy or limits are reached: more workers, or higher concurrency limits"
     return Finding("warning", what, said, fix)
 

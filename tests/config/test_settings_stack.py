@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pipeline.config.settings import explain, load_settings
 from pipeline.masking import MASK
 from pipeline.processes import start_time
+from tests.support.forks import give
 
 PASSWORD = "chunkmap:0123456789"
 TLS = {"ca": "/stack/ca.pem", "cert": "/stack/client.pem", "key": "/stack/client-key.pem"}
@@ -54,6 +56,22 @@ def test_its_secrets_come_with_its_addresses(project: Path) -> None:
     shown = {key: value for key, value, _ in explain(settings)}
     assert shown["prefect.auth_string"] == MASK
     assert PASSWORD not in repr(settings)
+
+
+def test_a_shell_gets_the_address_and_password_of_the_prefect_server(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    printed = give("env", "--prefect", cwd=project)
+    assert printed.stderr == ""
+    script = f"{printed.stdout}\necho $PREFECT_API_URL $PREFECT_API_AUTH_STRING $PREFECT_API_KEY"
+    foreign = {"PREFECT_API_AUTH_STRING": "me:mine", "PREFECT_API_KEY": "cloud"}
+    shell = subprocess.check_output(["sh", "-c", script], env=foreign, text=True)
+    assert shell.split() == ["http://127.0.0.1:2/api", PASSWORD]
+    (project / "conf").mkdir()
+    (project / "conf" / "other.yaml").write_text("")
+    printed = give("env", "--prefect", "--environment", "other", cwd=project)
+    assert printed.returncode == 2 and "no Prefect server is set" in printed.stderr
 
 
 def test_another_prefect_server_does_not_get_its_password(

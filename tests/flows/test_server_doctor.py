@@ -125,7 +125,8 @@ def test_late_runs() -> None:
     finding = late_finding(replace(FACTS, late=late, late_count=2, online={"prod": 0}))
     assert finding.level == "warning"
     assert finding.said.startswith("2 runs should have started; the oldest, revenue, 2 h")
-    assert finding.fix == "prefect worker start --pool prod"
+    start = "prefect worker start --pool prod"
+    assert finding.fix == f'eval "$(chunkmap env --prefect)"; {start}'
     finding = late_finding(replace(FACTS, late=late, late_count=2, online={"prod": 1}))
     assert "no worker" not in finding.said
     assert "workers are busy" in finding.fix
