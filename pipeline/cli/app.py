@@ -13,6 +13,7 @@ from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
 from pipeline.cli.errors import quiet_libraries, report_error, show_usage_error
 from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, App, examples
+from pipeline.cli.hints import given_environment
 from pipeline.cli.options import (
     AcceptCode,
     DebugChunk,
@@ -714,7 +715,8 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         if not as_json and hasattr(error, "format_message"):
             exit_process(show_usage_error(error))
-        ended = report_error(error, as_json=as_json)
+        environment = given_environment(sys.argv[1:])
+        ended = report_error(error, as_json=as_json, environment=environment)
         if ended is None:
             raise
         exit_process(ended)

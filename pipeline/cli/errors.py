@@ -11,6 +11,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cli.hints import with_environment
 from pipeline.cli.terminal import results
 from pipeline.errors import ChunkmapError
 from pipeline.masking import mask_text
@@ -104,13 +105,25 @@ def _to_dict(kind: str, message: str, hint: str | None, exit_code: int) -> dict[
     return {"error": kind, "message": mask_text(message), "hint": masked, "exit_code": exit_code}
 
 
-def report_error(error: BaseException, *, as_json: bool) -> int | None:
-    """Show an error; returns the exit code, or None for a bug, whose traceback should be shown."""
+def report_error(
+    error: BaseException, *, as_json: bool, environment: str | None = None
+) -> int | None:
+    """Show an error.
+
+    Args:
+        error: The error.
+        as_json: Print it as an object, too.
+        environment: Environment that the command was given.
+
+    Returns:
+        The exit code, or None for a bug, whose traceback should be shown.
+    """
     description = describe(error)
     if description is None:
         if as_json:
             print_object(_to_dict(type(error).__name__, str(error), "this is a bug", 1))
         return None
+    description["hint"] = with_environment(description["hint"], environment)
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     print(error_text(description["message"], description["hint"], width), file=sys.stderr)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pipeline.cli.hints import command
 from pipeline.cli.output import out, print_json, say
 from pipeline.config.ingest_examples import ingest_schema
 from pipeline.config.job_schema import TITLE, job_schema
@@ -43,7 +44,7 @@ def init(
     allowed = PACKAGE in load_settings(environment).transforms.allow
     steps = [] if allowed else [f"add {PACKAGE} to transforms.allow in conf/base.yaml"]
     steps += [] if source else [f"name the input and the output in {name}.yaml"]
-    steps += [f"chunkmap check {name}.yaml", f"chunkmap run {name}.yaml"]
+    steps += [command(word, f"{name}.yaml", environment=environment) for word in ("check", "run")]
     if as_json:
         print_json({"written": written, "next": steps})
         return

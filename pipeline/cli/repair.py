@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.cli.hints import command
 from pipeline.cli.output import bad, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.table.repair import Diagnosis, Problem
@@ -37,7 +38,8 @@ def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) ->
             }
         )
     else:
-        _show(found, dry_run=not yes)
+        again = command("repair", left.output, "--yes", environment=environment)
+        _show(found, None if yes else again)
     return 1 if left.problems else 0
 
 
@@ -50,7 +52,8 @@ def _row(problem: Problem) -> dict[str, str]:
     }
 
 
-def _show(found: Sequence[Diagnosis], *, dry_run: bool) -> None:
+def _show(found: Sequence[Diagnosis], again: str | None) -> None:
+    """Show what was found and repaired; `again` is the command that repairs, if none has."""
     for diagnosis in found[:-1]:
         for problem in diagnosis.problems:
             if problem.action:
@@ -65,5 +68,5 @@ def _show(found: Sequence[Diagnosis], *, dry_run: bool) -> None:
             say(f"    or: {problem.advice}" if problem.action else f"    {problem.advice}")
     if not left.problems:
         say(f"{left.output} needs no repair: manifest {left.manifest} is current")
-    elif dry_run and left.can_repair:
-        say(f"nothing was changed; to repair it: chunkmap repair {left.output} --yes")
+    elif again is not None and left.can_repair:
+        say(f"nothing was changed; to repair it: {again}")

@@ -10,6 +10,7 @@ import polars as pl
 
 from pipeline.cli.attempts import show_attempts
 from pipeline.cli.detached import log_of
+from pipeline.cli.hints import command
 from pipeline.cli.output import print_json, report_place, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
@@ -81,7 +82,8 @@ def report(
     uri, local = ledger.prefix + "report.html", None
     if status.state in ("done", "failed"):
         local = fetch_report(runs.storage, uri, settings.state_dir, ledger.run)
-    local = local or _make_report(runs.storage, ledger, status.state, settings)
+    look = command("status", ledger.run, environment=environment, output=output)
+    local = local or _make_report(runs.storage, ledger, status.state, settings, look=look)
     if as_json:
         print_json({"run": ledger.run, "report": uri, "local_report": local})
     else:
@@ -90,13 +92,15 @@ def report(
         webbrowser.open(Path(local).absolute().as_uri())
 
 
-def _make_report(storage: Storage, ledger: Ledger, state: str, settings: Settings) -> str:
+def _make_report(
+    storage: Storage, ledger: Ledger, state: str, settings: Settings, *, look: str
+) -> str:
     """Make the report of a run that has none, e.g. because its driver was killed."""
     driver = read_driver(storage, ledger.prefix)
     if driver is None:
         raise UsageError(
             f"run {ledger.run} has no report: no driver has mapped anything of it yet",
-            hint=f"chunkmap status {ledger.run}",
+            hint=look,
         )
     states = {"silent": "interrupted", "cancelled": "interrupted"}
     word = state.partition(" ")[0]

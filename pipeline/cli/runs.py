@@ -50,7 +50,8 @@ def retry(
         if ledger.published() is not None:
             say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
         flags = [*["--failed"] * only_failed, *["--accept-code"] * accept_code]
-        again = command("retry", ledger.run, *flags, *["--local"] * local, environment=environment)
+        flags += ["--local"] * local
+        again = command("retry", ledger.run, *flags, environment=environment, output=output)
         resume = ResumeOptions(
             accept_code=accept_code, take_over=take_over, run=ledger.run, only_failed=only_failed
         )
@@ -99,7 +100,8 @@ def debug(
         if pieces is None:
             raise UsageError(
                 f"run {ledger.run} has no pieces of a reduced result (then), or none yet",
-                hint=f"show how far it is: chunkmap status {ledger.run}",
+                hint="show how far it is: "
+                + command("status", ledger.run, environment=environment, output=output),
             )
         ledger = pieces.ledger
     return debug_chunk(ledger.job(), settings, index, ledger)
@@ -140,7 +142,8 @@ def publish(
     ledger = _ledger(run, output, settings, storage)
     record, done = ledger.record(), ledger.read().completions.height
     if done < record.chunks and (record.outputs or not without_failed):
-        raise _unfinished(record, done)
+        retry = command("retry", record.run, environment=environment, output=output)
+        raise _unfinished(record, done, retry)
     unreadable = unreadable_uris(ledger.plan(), ledger.read())
     refuse_many_quarantined(ledger.job(), ledger.plan(), unreadable)
     if record.outputs:
@@ -156,16 +159,14 @@ def publish(
     )
 
 
-def _unfinished(record: RunRecord, done: int) -> UsageError:
+def _unfinished(record: RunRecord, done: int, retry: str) -> UsageError:
     left = f"run {record.run} has {record.chunks - done:,} of {plural(record.chunks, 'chunk')} left"
     if record.outputs:
         return UsageError(
             f"{left}, and several outputs, which are published whole",
-            hint=f"chunkmap retry {record.run}",
+            hint=retry,
         )
-    return UsageError(
-        left, hint=f"chunkmap retry {record.run}, or publish without them: --without-failed"
-    )
+    return UsageError(left, hint=f"{retry}, or publish without them: --without-failed")
 
 
 def history(output: str, environment: str | None, *, as_json: bool) -> None:
@@ -302,7 +303,8 @@ def rollback(output: str, to: int | None, environment: str | None, *, as_json: b
     say(f"{table_log.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
     if version is not None:
         say(f"it is version {version} of the Delta table")
-    say(f"to undo it: chunkmap rollback {table_log.output} --to {before}", mark="[dim]")
+    undo = command("rollback", table_log.output, "--to", str(before), environment=environment)
+    say(f"to undo it: {undo}", mark="[dim]")
 
 
 def vacuum(
@@ -389,4 +391,5 @@ def vacuum_state(
     if done.needed:
         say(f"kept {plural(len(done.needed), 'old run')} that the current or a kept version needs")
     if done.unfinished:
-        say(f"kept unfinished: {', '.join(done.unfinished)} (to finish one: chunkmap retry)")
+        retry = command("retry", "RUN", environment=environment, output=done.output)
+        say(f"kept unfinished: {', '.join(done.unfinished)} (to finish one: {retry})")

@@ -6,6 +6,7 @@ If the server is slow or unavailable, the work continues without them.
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from contextvars import copy_context
@@ -129,7 +130,8 @@ class BackfillArtifacts:
         windows = self._last.frame()
         rows, shown = windows_rows(windows), windows_summary(windows)
         rest = windows.height - len(rows)
-        text = f"{shown}; {self.output}; `chunkmap backfill status {self.backfill}` shows more"
+        look = f"chunkmap backfill status {self.backfill} --output {shlex.quote(self.output)}"
+        text = f"{shown}; `{look}` shows more"
         if rest > 0:
             text += f". The table leaves out {plural(rest, 'window')}"
         key = f"windows-{self.backfill}"

@@ -15,11 +15,12 @@ from pipeline.cli import ingest as ingesting
 from pipeline.cli import run as running
 from pipeline.cli import runs
 from pipeline.cli.backfill import create
-from pipeline.cli.hints import command, with_values
+from pipeline.cli.hints import command, given_environment, with_environment, with_values
 from pipeline.config.settings import load_settings
 from pipeline.errors import RunInterruptedError
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from tests.cli.test_ingest import FILE
+from tests.support.forks import give
 
 JOB = {
     "name": "plain",
@@ -90,7 +91,12 @@ def test_ctrl_c_during_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "run_job", run_job)
     with pytest.raises(KeyboardInterrupt):
         runs.retry("3f", None, "prod", accept_code=False, only_failed=True, as_json=True)
-    assert told == ["chunkmap retry 3f2a --failed --environment prod"]
+    with pytest.raises(KeyboardInterrupt):
+        runs.retry("3f", "s3://a b/", "prod", accept_code=False, only_failed=False, as_json=True)
+    assert told == [
+        "chunkmap retry 3f2a --failed --environment prod",
+        "chunkmap retry 3f2a --output 's3://a b/' --environment prod",
+    ]
 
 
 def test_ctrl_c_during_an_ingest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +144,31 @@ def test_commands_that_follow_a_background_driver(
     said = capsys.readouterr().out
     assert "chunkmap backfill status 9c1d --watch --environment prod" in said
     assert "chunkmap backfill cancel 9c1d --environment prod" in said
+
+
+@pytest.mark.parametrize(
+    ("hint", "arguments", "shown"),
+    [
+        (
+            "chunkmap retry 3f",
+            ["run", "-e", "prod"],
+            "chunkmap retry 3f\n(with --environment prod)",
+        ),
+        ("chunkmap up", ["--environment=my prod"], "chunkmap up\n(with --environment 'my prod')"),
+        ("chunkmap up", ["run", "job.yaml"], "chunkmap up"),
+        ("chunkmap up --environment prod", ["-e", "prod"], "chunkmap up --environment prod"),
+        ("chunkmap does not delete it", ["-e", "prod"], "chunkmap does not delete it"),
+        (None, ["-e", "prod"], None),
+    ],
+)
+def test_hints_of_errors_name_the_environment(
+    hint: str | None, arguments: list[str], shown: str | None
+) -> None:
+    assert with_environment(hint, given_environment(arguments)) == shown
+
+
+def test_the_environment_of_a_command_is_in_the_hint_of_its_error(shop: Path) -> None:
+    told = json.loads(give("env", "--environment", "prod", "--json", cwd=shop).stdout)
+    assert told["hint"] == "start it: chunkmap up\n(with --environment prod)"
+    steps = json.loads(give("init", "--environment", "prod", "--json", cwd=shop).stdout)["next"]
+    assert "chunkmap run first.yaml --environment prod" in steps

@@ -76,7 +76,7 @@ def test_large_backfills_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     shown.finish()
     assert len(sent["rows"]) == 2
     assert "The table leaves out 3 windows" in sent["description"]
-    assert "chunkmap backfill status b1" in sent["description"]
+    assert "chunkmap backfill status b1 --output " in sent["description"]
 
 
 def test_the_last_progress_is_shown_after_a_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ MESSAGES = {
         ("prefect.flow-run.Crashed", "prefect.flow-run.Silent"),
         "{{ flow_run.name }} crashed",
         "Its process died or was silent; finished work is kept.\n"
-        f"See what is left: chunkmap status; run it again to resume.\n{_LINK}",
+        f"See what is left: chunkmap status -o OUTPUT; run it again to resume.\n{_LINK}",
     ),
     "quarantined": Message(
         (QUARANTINED,),
@@ -93,7 +93,7 @@ MESSAGES = {
         (LATE,),
         f"{_NAME} is late",
         "{{ event.payload.message }}\n"
-        f"output {_OUTPUT}; see why: chunkmap status, chunkmap history {_OUTPUT}",
+        f"output {_OUTPUT}; see why: chunkmap status -o {_OUTPUT}, chunkmap history {_OUTPUT}",
     ),
     "recovered": Message(
         _DONE, f"{_NAME} is done again", f"output {_OUTPUT}\n{_LINK}", (*_FAILED, *_DIED, LATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -164,13 +165,12 @@ def _versions(windows: pl.DataFrame, attempts: Sequence[Attempt]) -> tuple[CodeV
 
 def next_command(status: BackfillStatus) -> str:
     """Return the command to type next; empty while a driver runs, and when the backfill is over."""
-    backfill = status.record.backfill
-    if status.state == "paused":
-        return f"chunkmap backfill resume {backfill}"
-    if status.alive or status.state in ("done", "cancelled"):
+    is_over = status.alive or status.state in ("done", "cancelled")
+    if is_over and status.state != "paused":
         return ""
     verb = "retry" if status.state == "failed" else "resume"
-    return f"chunkmap backfill {verb} {backfill}"
+    record = status.record
+    return f"chunkmap backfill {verb} {record.backfill} --output {shlex.quote(record.output)}"
 
 
 def _facts(status: BackfillStatus, job: Job) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -200,8 +201,8 @@ def report_of(
         settings: Settings with prices and the memory of a worker.
         command: Command that finishes the run; default `chunkmap retry`.
     """
-    command = command or f"chunkmap retry {parts.record.run}"
     record, job, progress = parts.record, parts.job, parts.progress
+    command = command or f"chunkmap retry {record.run} --output {shlex.quote(record.output)}"
     origin = record.origin or Origin()
     attempts = attempts_of(driver)
     return RunReport(

@@ -194,7 +194,7 @@ def test_the_report_is_stored_and_here(world: Days) -> None:
     page = Path(local).read_text()
     assert store.storage.get(uri).data.decode() == page
     assert "2 failed" in page and "cannot do 2024-02-28" in page
-    assert f"chunkmap backfill retry {store.backfill}" in page
+    assert f"chunkmap backfill retry {store.backfill} --output {store.output}" in page
     said = json.loads(Path(local).with_name("report.json").read_text())
     assert (said["schema"], said["version"]) == ("chunkmap.backfill-report", 1)
     assert [window["label"] for window in said["windows"] if window["state"] == "failed"] == BAD
