@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import columns, out, print_json, say, warn
-from pipeline.config.deploy_file import Override, Schedule, read_deployed
+from pipeline.config.deploy_file import ENVIRONMENTS, Override, Schedule, read_deployed
+from pipeline.config.file_kind import file_kind
 from pipeline.config.job import load_job
 from pipeline.config.pipeline_file import parameter_values, read_pipeline
 from pipeline.config.settings import load_settings
@@ -45,6 +46,11 @@ def deploy(
 ) -> None:
     """Deploy an environment, or one job or pipeline file into one, and show the changes."""
     folder = Path.cwd()
+    given = {name: value for name, value in schedule.items() if value is not None}
+    given |= {"lookback": lookback} if lookback else {}
+    given |= {"param": params} if params else {}
+    if remove and given:
+        raise UsageError(f"--remove and --{next(iter(given))} exclude each other: use one of them")
     if what.endswith((".yaml", ".yml")):
         name, override = _read_file(Path(what), schedule, lookback, params)
         environment_files = read_deployed(
@@ -55,7 +61,7 @@ def deploy(
             {name: override},
         )
         deployed, prune = environment_files.only(name), False
-    elif any(value is not None for value in schedule.values()) or to or lookback or params:
+    elif given or to:
         raise UsageError(
             f"schedule options are for a job or pipeline file, and {what} is an environment",
             hint=f"set the schedules of {what} in conf/deploy/{what}.yaml",
@@ -66,7 +72,7 @@ def deploy(
     for name in () if remove else deployed.only_notified:
         warn(
             f"{name} has no schedule: what comes while `chunkmap receive` is down would wait for "
-            "the next notification; add e.g. `schedule: {interval: 3600}`"
+            "the next notification; add e.g. `schedule: {interval: 1h}`"
         )
     from pipeline.flows.launch import launch_deploy
 
@@ -127,12 +133,16 @@ def _read_file(
     path: Path, schedule: Mapping[str, Any], lookback: str | None, params: Sequence[str]
 ) -> tuple[str, Override]:
     """Return the name and the deployment of a job or a pipeline."""
-    given = {key: value for key, value in schedule.items() if value is not None}
-    timing = {key: value for key, value in given.items() if key != "timezone"}
-    if given and len(timing) != 1:
-        raise UsageError("give exactly one of --cron, --interval and --rrule with a time zone")
-    timed = _schedule(given) if given else None
-    if "pipeline" in read_yaml(path, DeployFileError).data:
+    timed = _schedule(schedule)
+    kind = file_kind(read_yaml(path, DeployFileError).data)
+    if kind in ("ingest", "load"):
+        raise UsageError(
+            f"{path} is a file of the kind {kind}; jobs and pipelines are deployed by their file",
+            hint=f"add it to a file in {ENVIRONMENTS}: deployments: {{NAME: {{like: {kind}, "
+            f'{kind}: {path}, schedule: {{cron: "0 2 * * *"}}}}}}; or make it a stage of a '
+            "pipeline",
+        )
+    if kind == "pipeline":
         source = read_pipeline(path)
         if lookback is not None:
             raise UsageError(f"--lookback is for a job with windows, and {path} is a pipeline")
@@ -161,8 +171,17 @@ def _read_file(
     return job.name, override
 
 
-def _schedule(options: Mapping[str, Any]) -> Schedule:
-    values = dict(options)
+def _schedule(options: Mapping[str, Any]) -> Schedule | None:
+    values = {name: value for name, value in options.items() if value is not None}
+    if not values:
+        return None
+    if len(values.keys() - {"timezone"}) != 1:
+        raise UsageError(
+            "--timezone needs one of --cron, --interval and --rrule"
+            if values.keys() == {"timezone"}
+            else "--cron, --interval and --rrule exclude each other: use one of them",
+            hint='e.g. --cron "0 2 * * *" --timezone Europe/Berlin',
+        )
     if "interval" in values:
         try:
             values["interval"] = parse_seconds(values["interval"])

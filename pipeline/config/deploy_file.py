@@ -59,8 +59,8 @@ class Schedule(Part):
 
     cron: str | None = None
     """Cron expression, e.g. `0 2 * * *`."""
-    interval: Annotated[float, Field(ge=60)] | None = None
-    """Seconds between two runs, at least 60."""
+    interval: Span | None = None
+    """Time between two runs, e.g. `10m`, at least 60 s; prefect.yaml has seconds."""
     rrule: str | None = None
     """Recurrence rule of RFC 5545, e.g. `FREQ=MONTHLY;BYDAY=-1FR`."""
     timezone: str = "UTC"
@@ -210,7 +210,9 @@ class Override(Part):
         if sum(path is not None for path in paths) > 1:
             raise ValueError("set one of `job`, `ingest`, `load` and `pipeline`")
         if self.resume and self.job is None:
-            raise ValueError("`resume` needs a `job`")
+            raise ValueError(
+                "`resume` needs a `job`: the sweep resumes runs and backfills, nothing else"
+            )
         return self
 
     @model_validator(mode="after")
@@ -604,7 +606,11 @@ def _deadline(
     key = "expect_within" if override.expect_done_by is None else "expect_done_by"
     schedule = deployment.schedule
     if "job" not in deployment.parameters or schedule is None:
-        raise DeployFileError(f"{where}: `{key}` needs a `job` and a `schedule`")
+        raise DeployFileError(
+            f"{where}: `{key}` needs a `job` and a `schedule`",
+            hint="deploy the job itself, with `job: FILE.yaml` and a `schedule`; pipelines, "
+            "ingests and loads have no deadline",
+        )
     parameters: Json = {"job": deployment.parameters["job"]}
     if override.expect_done_by is None:
         assert override.expect_within is not None, "one of them is set"

@@ -39,6 +39,7 @@ from pydantic import (
 from partitioning.dtypes import parse_type
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
+from pipeline.config.file_kind import file_kind
 from pipeline.config.job_checks import Checks, Share, checks_of
 from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
 from pipeline.config.units import Seconds, Size, format_size
@@ -821,10 +822,17 @@ def load_job(path: str | Path, changes: Sequence[str] = ()) -> Job:
             mistyped. The message names the file and the line.
     """
     file = change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError)
-    if "pipeline" in file.data:
+    kind = file_kind(file.data)
+    if kind == "pipeline":
         raise JobError(
             f"{file.where(('pipeline',))}: this is a pipeline, not a job",
             hint=f"chunkmap pipeline run {path}; for many dates: chunkmap pipeline backfill {path}",
+        )
+    if kind != "job":
+        article = "an" if kind == "ingest" else "a"
+        raise JobError(
+            f"{file.name}: this is {article} {kind} file, not a job",
+            hint=f"chunkmap {kind} {path}",
         )
     return validate(file, Job, JobError)
 

@@ -210,6 +210,8 @@ def test_a_deadline_is_a_deployment_of_its_own(
         ({"results": "/tmp/here"}, "`results`"),
         ({"deployments": {"run": {"expect_within": "2h"}}}, "needs a `job` and a `schedule`"),
         ({"deployments": {"run": {"expect_within": "1s"}}}, "`deployments.run.expect_within`"),
+        ({"deployments": {"run": {"schedule": {"interval": "1s"}}}}, "schedule.interval`"),
+        ({"deployments": {"run": {"resume": True}}}, "the sweep resumes runs and backfills"),
         (
             {"deployments": {"run": {"expect_within": "2h", "expect_done_by": "06:00"}}},
             "one of `expect_done_by` and `expect_within`",
@@ -220,6 +222,12 @@ def test_mistakes_are_named(tmp_path: Path, environment: dict[str, Any], message
     with pytest.raises(UsageError) as error:
         read(tmp_path, environment)
     assert message in str(error.value)
+
+
+def test_intervals_are_seconds_or_spans(tmp_path: Path) -> None:
+    for written, seconds in ((3600, 3600.0), ("10m", 600.0)):
+        deployed = read(tmp_path, {"deployments": {"run": {"schedule": {"interval": written}}}})
+        assert deployed.deployments[0].schedule == Schedule(interval=seconds)
 
 
 def test_secrets_are_looked_up_when_they_are_needed(tmp_path: Path) -> None:
