@@ -187,7 +187,7 @@ class Backfill:
                 ) from error
 
     def resume(self, **options: Any) -> Backfill:
-        """Go on after a pause or a canary; arguments as of `run`."""
+        """Resume after a pause or a canary; arguments as of `run`."""
         from pipeline.runs.backfill.status import read_status
 
         store = self._created()

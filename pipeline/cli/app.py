@@ -114,7 +114,7 @@ def down(environment: Environment = None, json: Json = False) -> None:
 @app.command(rich_help_panel=START, epilog=examples("env", "env --prefect"))
 def env(
     prefect: Annotated[
-        bool, typer.Option("--prefect", help="Those of the Prefect server instead.")
+        bool, typer.Option("--prefect", help="Print those of the Prefect server.")
     ] = False,
     environment: Environment = None,
     json: Json = False,
@@ -585,11 +585,13 @@ app.command("clean", hidden=True, deprecated=True)(vacuum)
 )
 def schema(
     ingest: Annotated[
-        bool, typer.Option("--ingest", help="That of the file of an ingest.")
+        bool, typer.Option("--ingest", help="Print the schema of the ingest file.")
     ] = False,
-    load: Annotated[bool, typer.Option("--load", help="That of the load file.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Print the schema of the load file.")
+    ] = False,
     pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="That of the pipeline file.")
+        bool, typer.Option("--pipeline", help="Print the schema of the pipeline file.")
     ] = False,
 ) -> None:
     """Print the JSON Schema of the job file, for editors."""

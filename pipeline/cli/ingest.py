@@ -65,7 +65,7 @@ def ingest(
             "ingest", str(path), *flags, *["--refresh"] * refresh, environment=environment
         )
         raise RunInterruptedError(
-            "interrupted: stored pages are kept", hint=f"go on with: {again}"
+            "interrupted: stored pages are kept", hint=f"resume with: {again}"
         ) from error
     remember_output(settings.state_dir, summary.output)
     show(summary, as_json=as_json)

@@ -110,9 +110,7 @@ def print_schema(
         UsageError: Several others are asked for.
     """
     if of_ingests + of_loads + of_pipelines > 1:
-        raise UsageError(
-            "--ingest, --load and --pipeline exclude each other: print one schema at a time"
-        )
+        raise UsageError("--ingest, --load and --pipeline exclude each other: use one of them")
     schema = job_schema()
     if of_ingests:
         schema = ingest_schema()

@@ -83,7 +83,7 @@ def run_stages(
     options: PipelineOptions | None = None,
     listen: PipelineListener | None = None,
 ) -> PipelineSummary:
-    """Run the stages of a pipeline, or go on with one that was stopped.
+    """Run the stages of a pipeline, or resume one that was stopped.
 
     Args:
         pipeline: The pipeline with the values of its parameters.
