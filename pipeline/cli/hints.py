@@ -25,7 +25,9 @@ def command(*words: str, environment: str | None, output: str | None = None) -> 
     """
     named = ["--output", output] if output else []
     named += ["--environment", environment] if environment else []
-    return shlex.join(["chunkmap", *words, *named])
+    line = shlex.join(["chunkmap", *words, *named])
+    # `-` is standard input: what was read from it is gone.
+    return f"{line} < FILE.yaml" if "-" in words else line
 
 
 def with_environment(hint: str | None, environment: str | None) -> str | None:

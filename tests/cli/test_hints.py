@@ -60,6 +60,11 @@ def test_words_are_quoted() -> None:
     assert command("down", environment=None) == "chunkmap down"
 
 
+def test_a_file_on_standard_input_is_given_again() -> None:
+    told = command("run", "-", "--local", environment="prod")
+    assert told == "chunkmap run - --local --environment prod < FILE.yaml"
+
+
 def test_ctrl_c_during_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the environment, the command would run the job against another S3."""
     monkeypatch.setattr(running, "local_workers", no_workers)
