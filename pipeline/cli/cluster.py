@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.cli.help import App, examples
+from pipeline.cli.hints import with_environment
 from pipeline.cli.options import Environment, Json, refuse_watching_as_json
 from pipeline.cli.output import columns, live, marked, notes, out, print_json, say, warn
 from pipeline.config.settings import Settings, load_settings
@@ -20,6 +21,7 @@ from pipeline.report.humanize import byte_size, duration, plural
 if TYPE_CHECKING:
     from pipeline.cluster.client import ClusterClient, WorkerView
     from pipeline.cluster.process_info import ProcessInfo
+    from pipeline.flows.finding import Finding
 
 app = App("cluster", "Inspect, scale and diagnose the Dask cluster.")
 
@@ -107,11 +109,9 @@ def doctor(
     findings = []
     loaded = load_job(job) if job is not None else None
     for finding in examine(settings, output or (known[-1] if known else None), loaded):
-        findings.append(finding)
+        findings.append(replace(finding, fix=with_environment(finding.fix, environment) or ""))
         if not json:
-            say(f"{finding.what}: {finding.said}", mark=_MARKS[finding.level])
-            if finding.fix:
-                say(f"  {finding.fix}", mark="[dim]→[/] ")
+            _show_finding(findings[-1])
     errors = sum(finding.level == "error" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     if json:
@@ -119,6 +119,12 @@ def doctor(
     elif errors or warnings:
         say(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}", console=notes)
     raise typer.Exit(1 if errors else 0)
+
+
+def _show_finding(finding: Finding) -> None:
+    say(f"{finding.what}: {finding.said}", mark=_MARKS[finding.level])
+    if finding.fix:
+        say(f"  {finding.fix}", mark="[dim]→[/] ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
+from pipeline.cli import cluster, runs
 from pipeline.cli import ingest as ingesting
 from pipeline.cli import run as running
-from pipeline.cli import runs
 from pipeline.cli.backfill import create
 from pipeline.cli.hints import command, given_environment, with_environment, with_values
 from pipeline.config.settings import load_settings
 from pipeline.errors import RunInterruptedError
+from pipeline.flows.finding import Finding
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from tests.cli.test_ingest import FILE
 from tests.support.forks import give
@@ -177,3 +179,14 @@ def test_the_environment_of_a_command_is_in_the_hint_of_its_error(shop: Path) ->
     assert told["hint"] == "start it: chunkmap up\n(with --environment prod)"
     steps = json.loads(give("init", "--environment", "prod", "--json", cwd=shop).stdout)["next"]
     assert "chunkmap run first.yaml --environment prod" in steps
+
+
+def test_fixes_of_the_doctor_name_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = Finding("warning", "late runs", "no worker is online", "chunkmap env --prefect")
+    monkeypatch.setattr("pipeline.flows.doctor.examine", lambda *_: iter([late]))
+    with pytest.raises(typer.Exit):
+        cluster.doctor(None, None, environment="prod")
+    shown = capsys.readouterr().out.split()
+    assert shown[-7:] == ["→", "chunkmap", "env", "--prefect", "(with", "--environment", "prod)"]
