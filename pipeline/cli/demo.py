@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.cli.hints import command
@@ -57,7 +58,7 @@ def demo(environment: str | None, *, keep: bool, as_json: bool) -> int:
         _generate(job, stack.settings, quiet=as_json)
         code = _run(job, stack, environment, as_json=as_json)
     if not code and not as_json:
-        _show_next(job, stack)
+        _show_next(job, stack, environment)
     return code
 
 
@@ -78,15 +79,16 @@ def _run(job: Job, stack: _Stack, environment: str | None, *, as_json: bool) -> 
     return 1 if found.problems else 0
 
 
-def _show_next(job: Job, stack: _Stack) -> None:
-    up = {"chunkmap up": "start the services again, with their data"}
-    env = {'eval "$(chunkmap env)"': "let other tools use this S3"}
+def _show_next(job: Job, stack: _Stack, environment: str | None) -> None:
+    give = partial(command, environment=environment)
+    up = {give("up"): "start the services again, with their data"}
+    env = {f'eval "$({give("env")})"': "let other tools use this S3"}
     commands = {
-        f"chunkmap head {job.output.uri}": "look at the result",
-        f"chunkmap init {job.input.uri[0]}": "write a job of your own over the same input",
+        give("head", job.output.uri): "look at the result",
+        give("init", job.input.uri[0]): "write a job of your own over the same input",
     }
     if stack.is_local and stack.stays:
-        say("\nThe services keep running, until you stop them: chunkmap down")
+        say(f"\nThe services keep running, until you stop them: {give('down')}")
     if stack.is_local:
         commands = commands | env if stack.stays else up | commands
     show_commands({**_on_path(Path(sys.executable).parent), **commands})

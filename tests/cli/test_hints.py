@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import typer
 
-from pipeline.cli import cluster, runs
+from pipeline.cli import cluster, demo, runs
 from pipeline.cli import ingest as ingesting
 from pipeline.cli import run as running
 from pipeline.cli.backfill import create
 from pipeline.cli.hints import command, given_environment, with_environment, with_values
+from pipeline.config.job import load_job
 from pipeline.config.settings import load_settings
 from pipeline.errors import RunInterruptedError
 from pipeline.flows.finding import Finding
@@ -190,3 +191,12 @@ def test_fixes_of_the_doctor_name_the_environment(
         cluster.doctor(None, None, environment="prod")
     shown = capsys.readouterr().out.split()
     assert shown[-7:] == ["→", "chunkmap", "env", "--prefect", "(with", "--environment", "prod)"]
+
+
+def test_what_to_do_after_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    stack = demo._Stack(load_settings("prod"), is_local=True, stays=True)
+    demo._show_next(load_job("my job.yaml"), stack, "prod")
+    shown = capsys.readouterr().out
+    assert 'eval "$(chunkmap env --environment prod)"' in shown
+    assert "chunkmap head out/ --environment prod" in shown
+    assert "until you stop them: chunkmap down --environment prod" in " ".join(shown.split())
