@@ -91,7 +91,7 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
         WindowDecision(window, InputWindow(each, 0, window.label), None)
         for window in drafting.rule.between(str(FIRST), str(end))
     ]
-    drafted = drafting.draft(choices, WindowSelection(), Options(), partial(digest, output))
+    drafted = drafting.draft(choices, WindowSelection(), Options(), partial(digest, output), base=0)
     created = create(storage, drafted)
     assert created is not None, "there is something to do"
     return created[0].backfill

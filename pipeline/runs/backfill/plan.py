@@ -168,11 +168,13 @@ def draft(
             drafting = Drafting(job, settings, storage, record.code if accept_code else code)
             return drafting.existing(record, store)
     drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
+    # What others publish while this is planned may go unseen, so publishing must check it.
+    base = TableLog(storage, job.output.uri).head()[0].current
     listing = drafting.listing()
     choices = drafting.choices(listing, asked, options, earlier)
     # The same request after finished backfills is another backfill, so their number counts.
     name = partial(digest, request, code, len(same))
-    drafted = drafting.draft(choices, asked, options, name, mapper)
+    drafted = drafting.draft(choices, asked, options, name, mapper, base=base)
     return drafting.with_outside(drafted, listing)
 
 
@@ -358,8 +360,19 @@ class Drafting:
         options: Options,
         name: Callable[..., str],
         mapper: Any = None,
+        *,
+        base: int,
     ) -> Draft:
-        """Plan the windows to do; `name` makes the backfill's id from some further values."""
+        """Plan the windows to do.
+
+        Args:
+            choices: Decision about each requested window.
+            asked: Requested windows.
+            options: Options of the backfill.
+            name: Makes the backfill's id from some further values.
+            mapper: Reads the footers of large inputs elsewhere.
+            base: Number of the manifest that was current before the choices were made.
+        """
         todo = tuple(choice.window for choice in choices if choice.skipped is None)
         planned = self._plan(todo, mapper) if todo else None
         plan = planned.result.plan if planned else None
@@ -393,7 +406,7 @@ class Drafting:
                 "chunkmap cannot tell whether it has changed: they are mapped again (--accept-code "
                 "counts their code as unchanged)"
             )
-        record = self._record(backfill, asked, options, windows)
+        record = self._record(backfill, asked, options, windows, base)
         if planned is not None:
             self._refuse_columns(planned, options)
             columns = planned.probe.result_columns
@@ -420,7 +433,12 @@ class Drafting:
         return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
 
     def _record(
-        self, backfill: str, asked: WindowSelection, options: Options, windows: pl.DataFrame
+        self,
+        backfill: str,
+        asked: WindowSelection,
+        options: Options,
+        windows: pl.DataFrame,
+        base: int,
     ) -> BackfillRecord:
         table_log = TableLog(self.storage, self.job.output.uri)
         return BackfillRecord(
@@ -435,7 +453,7 @@ class Drafting:
             column=self.rule.title,
             grain=self.rule.grain,
             options=options,
-            base=table_log.head()[0].current,
+            base=base,
             windows=windows.height,
             todo=windows["skipped"].null_count(),
             runs=windows["run"].n_unique() - (windows["run"].null_count() > 0),

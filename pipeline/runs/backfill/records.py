@@ -108,7 +108,7 @@ class BackfillRecord(_Record):
     grain: str
     options: Options
     base: NonNegativeInt
-    """Number of the manifest that was current when the backfill was created."""
+    """Number of the manifest that was current before the backfill was planned."""
     windows: NonNegativeInt
     """Number of requested windows, with those that are skipped."""
     todo: NonNegativeInt

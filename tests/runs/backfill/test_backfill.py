@@ -22,7 +22,7 @@ from pipeline.runs.backfill.selection import digest_inputs, group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.commit import files_of
-from pipeline.runs.driver.plan import ResumeOptions, plan_run
+from pipeline.runs.driver.plan import PlannedInput, ResumeOptions, plan_input, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.find import runs_of
@@ -545,6 +545,25 @@ def test_a_backfill_does_not_append_what_a_run_has_appended_since(world: Days) -
     store = world.create(job)
     run_serially(job, world.settings, world.storage)
     assert world.drive(store).counts["skipped"] == len(LEAP)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_what_is_appended_while_a_backfill_is_planned_is_not_appended_again(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    other = world.create(job, WindowSelection("2024-02-26", "2024-02-28"))
+
+    def plan_slowly(*args: Any, **options: Any) -> PlannedInput:
+        planned = plan_input(*args, **options)
+        world.drive(other)
+        return planned
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runs.backfill.plan.plan_input", plan_slowly)
+        store = world.create(job)
+    counts = world.drive(store).counts
+    assert (counts["done"], counts["skipped"]) == (6, 2)
     assert_frame_equal(world.rows(), world.expected())
 
 
