@@ -169,14 +169,11 @@ class BackfillRun:
             WindowsFailedError: some windows failed.
             RunCancelledError: the backfill was cancelled (see `BackfillContext.check_control`).
         """
-        window_progress, wanted = (
-            self.shared.progress,
-            [w for w in self.labels if only is None or w in only],
-        )
+        window_progress = self.shared.progress
+        wanted = [label for label in self.labels if only is None or label in only]
         retry_until_available(self.ledger.clear_cancel)
-        window_progress.mark(
-            [w for w in wanted if w not in window_progress.in_state("done")], "mapping"
-        )
+        done = set(window_progress.in_state("done"))
+        window_progress.mark([label for label in wanted if label not in done], "mapping")
 
         def map_and_publish(vanished: UploadsVanishedError | None) -> Progress:
             progress = self._map(executor, wanted, vanished)
@@ -195,9 +192,8 @@ class BackfillRun:
             # Workers stop after their current chunk; resuming clears it.
             with best_effort():
                 self.ledger.cancel()
-            window_progress.mark(
-                [w for w in wanted if w in window_progress.in_state("mapping", "staged")], "waiting"
-            )
+            begun = set(window_progress.in_state("mapping", "staged"))
+            window_progress.mark([label for label in wanted if label in begun], "waiting")
             raise
 
     def _map(

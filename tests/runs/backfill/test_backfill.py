@@ -17,7 +17,8 @@ from partitioning.errors import WindowError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.runs.backfill.plan import WindowSelection, create
-from pipeline.runs.backfill.records import BackfillResumeOptions, Options
+from pipeline.runs.backfill.progress import WindowProgress
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options, State
 from pipeline.runs.backfill.selection import digest_inputs, group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
@@ -459,6 +460,24 @@ def test_two_backfills_that_do_the_same_windows_again(world: Days) -> None:
         world.drive(second)
     assert "has published" in failure.value.summary.notes[0]
     assert_frame_equal(world.rows(), world.expected())
+
+
+def test_windows_are_not_scanned_once_for_each_window(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[tuple[str, ...]] = []
+    scan = WindowProgress.in_state
+
+    def counted(progress: WindowProgress, *states: State) -> list[str]:
+        scans.append(states)
+        return scan(progress, *states)
+
+    monkeypatch.setattr(WindowProgress, "in_state", counted)
+    store = world.create(failing(world, "2024-02-29"), all_or_nothing=True)
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    assert scans.count(("done",)) < len(LEAP)
+    assert scans.count(("mapping", "staged")) < len(LEAP)
 
 
 def test_windows_in_progress_are_told(world: Days) -> None:
