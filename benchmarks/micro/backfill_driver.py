@@ -35,7 +35,7 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.plan import UNKNOWN_PROBE, PlannedInput
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.transforms.loading import job_fingerprint, load_transform
-from pipeline.storage import Tables, open_storage
+from pipeline.storage import StorageReader, Tables, open_storage
 
 FIRST = date(2022, 1, 1)
 
@@ -85,7 +85,7 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
     settings, job = load_suite_settings(), job_of(output)
     storage = open_storage(settings)
     code = job_fingerprint(job, settings.transforms)
-    drafting = SyntheticDrafting(job, settings, storage, code, each=each)
+    drafting = SyntheticDrafting(job, settings, storage, code, StorageReader(storage), each=each)
     end = FIRST + timedelta(days=windows)
     choices = [
         WindowDecision(window, InputWindow(each, 0, window.label), None)

@@ -162,12 +162,13 @@ def draft(
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)
     same = [record for record in earlier if record.request == request]
+    reader = StorageReader(storage)
     for record in same:
         store = BackfillStore(storage, record.output, record.backfill)
         if not is_over(store):
-            drafting = Drafting(job, settings, storage, record.code if accept_code else code)
-            return drafting.existing(record, store)
-    drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
+            known = record.code if accept_code else code
+            return Drafting(job, settings, storage, known, reader).existing(record, store)
+    drafting = Drafting(job, settings, storage, code, reader, accept_scheme=accept_code)
     # What others publish while this is planned may go unseen, so publishing must check it.
     base = TableLog(storage, job.output.uri).head()[0].current
     listing = drafting.listing()
@@ -249,6 +250,8 @@ class Drafting:
     storage: Storage
     code: str
     """Current fingerprint of the transform."""
+    reader: StorageReader
+    """Reads the input. It lists it once, so that windows and their plan are of the same objects."""
     accept_scheme: bool = field(default=False, kw_only=True)
     """Whether code that was fingerprinted by another scheme counts as unchanged."""
 
@@ -273,7 +276,7 @@ class Drafting:
     def listing(self) -> Listing:
         """List the whole input, without reading footers."""
         request = plan_request(self.job, self.settings, None)
-        return list_objects(request, StorageReader(self.storage))
+        return list_objects(request, self.reader)
 
     def with_outside(self, drafted: Draft, listing: Listing) -> Draft:
         """Add to a draft which objects no backfill reads: in no window, or with other names."""
@@ -430,7 +433,9 @@ class Drafting:
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         keep = WindowFilter(self.rule, todo)
-        return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
+        return plan_input(
+            self.job, self.settings, self.storage, mapper=mapper, keep=keep, reader=self.reader
+        )
 
     def _record(
         self,

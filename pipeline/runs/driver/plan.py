@@ -277,6 +277,7 @@ def plan_input(
     mapper: Any = None,
     keep: WindowFilter | None = None,
     in_place: InPlace | None = None,
+    reader: StorageReader | None = None,
 ) -> PlannedInput:
     """Plan a job's input, or some windows of it. Writes nothing.
 
@@ -288,6 +289,7 @@ def plan_input(
         mapper: Reads the footers of large inputs elsewhere (see `partitioning.plan_dataset`).
         keep: Selects the windows to plan; default all.
         in_place: Files to plan, if the job is in place; default those that have to be mapped.
+        reader: Reads the input; one that has listed it does not list it again. Default: a new one.
 
     Raises:
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
@@ -299,7 +301,7 @@ def plan_input(
     transform = load_transform(job.transform, job.params, settings.transforms)
     if job.then is not None:
         load_transform(job.then.function, job.then.params, settings.transforms)
-    reader, tables = StorageReader(storage), declared_tables(job)
+    reader, tables = reader or StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
     if in_place is None and is_in_place(job):
         in_place = find_in_place(job, storage, job_fingerprint(job, settings.transforms))

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from partitioning import ObjectInfo
 from partitioning.errors import WindowError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
@@ -438,6 +439,19 @@ def test_a_window_whose_input_comes_later(world: Days) -> None:
     second = world.run(world.job(), asked)
     assert (second.todo, second.counts["done"]) == (2, 2)
     assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_backfill_lists_its_input_once(world: Days, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    objects = Storage.objects
+
+    def counted(storage: Storage, prefix: str) -> list[ObjectInfo]:
+        listed.append(prefix)
+        return objects(storage, prefix)
+
+    monkeypatch.setattr(Storage, "objects", counted)
+    assert world.draft(world.job()).record.todo == len(LEAP)
+    assert len([prefix for prefix in listed if prefix.startswith(world.input.as_uri())]) == 1
 
 
 def test_two_backfills_that_overlap(world: Days) -> None:
