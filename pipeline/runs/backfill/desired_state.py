@@ -33,6 +33,7 @@ class DesiredState:
 
     def load(self) -> None:
         """Read it when a driver starts."""
+        self.read_at = time.monotonic()
         self.control = self.store.control()
         self._retries = self.control.retries
 

@@ -184,6 +184,7 @@ class BackfillDriver:
         rule = self.shared.job.window
         assert rule is not None, "a backfill's job has windows"
         owner = owners(windows_of_plan(plan, rule.windowing()), self.progress)
+        self.desired.check()
         try:
             while not self.queue.is_empty:
                 self._heartbeat()

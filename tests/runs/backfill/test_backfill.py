@@ -12,14 +12,17 @@ from typing import Any
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from typing_extensions import override
 
 from partitioning import ObjectInfo
 from partitioning.errors import WindowError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
+from pipeline.runs.backfill.driver import BackfillDriver
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import WindowSelection, create
 from pipeline.runs.backfill.progress import WindowProgress
-from pipeline.runs.backfill.records import BackfillResumeOptions, Options, State
+from pipeline.runs.backfill.records import BackfillResumeOptions, Control, Options, State
 from pipeline.runs.backfill.selection import digest_inputs, group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
@@ -385,6 +388,32 @@ def test_cancelling_stops_it_and_keeps_what_is_published(world: Days) -> None:
     assert again.backfill != store.backfill
     world.drive(again)
     assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_cancelled_one_starts_no_run(world: Days) -> None:
+    store = world.create(world.job())
+    store.change("test", lambda _: {"cancelled": True})
+    with pytest.raises(RunCancelledError):
+        world.drive(store)
+    assert runs_of(world.storage, world.output) == []
+
+
+def test_what_a_driver_has_read_at_its_start_is_not_read_again_at_once(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.runs.backfill.desired_state.CONTROL_SECONDS", 600.0)
+
+    class Host(NoBackfillOrchestrator):
+        calls = 0
+
+        @override
+        def sync_control(self, control: Control) -> Control | None:
+            self.calls += 1
+            return None
+
+    host = Host()
+    assert BackfillDriver(world.create(world.job()), world.settings, host).run().state == "done"
+    assert host.calls == 0
 
 
 def test_pausing_holds_it(world: Days) -> None:
