@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -130,13 +131,11 @@ def launch(
     listen("start", None)
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
-    from prefect.settings import get_current_settings
-
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
 
-    # Nothing is stored there. If no storage is named, Prefect asks its server for one, twice.
-    storage = get_current_settings().results.local_storage_path
-    flow: Any = map_dataset.with_options(task_runner=_runner(settings), result_storage=storage)
+    flow: Any = map_dataset.with_options(
+        task_runner=_runner(settings), result_storage=_result_storage()
+    )
     plan = early or BackgroundPlan(
         lambda: plan_early(job, settings, open_storage(settings), resume)
     )
@@ -171,7 +170,9 @@ def launch_backfill(
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 
-    flow: Any = backfill_flow.with_options(task_runner=_runner(settings))
+    flow: Any = backfill_flow.with_options(
+        task_runner=_runner(settings), result_storage=_result_storage()
+    )
     flow_options = BackfillOptions(settings, resume, listen, **more)
     with backfill_options(flow_options):
         call = partial(flow, store.output, store.backfill)
@@ -348,6 +349,16 @@ def _run_flow(
         finally:
             if not exits_without_waiting() and not drain(DRAIN_SECONDS):
                 exit_without_waiting()
+
+
+def _result_storage() -> Path:
+    """Return the storage for results of a flow and of its subflows, where nothing is stored.
+
+    If none is named, Prefect asks its server for one, twice.
+    """
+    from prefect.settings import get_current_settings
+
+    return get_current_settings().results.local_storage_path
 
 
 def _runner(settings: Settings) -> Any:
