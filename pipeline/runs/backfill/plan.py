@@ -41,6 +41,7 @@ from pipeline.runs.backfill.selection import (
     digest_inputs,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
+from pipeline.runs.backfill.unfinished import EXECUTION_KEYS, refuse_ignored
 from pipeline.runs.backfill.windows_table import (
     EMPTIED,
     chunks_of,
@@ -151,7 +152,8 @@ def draft(
             count code that was fingerprinted by another scheme as unchanged.
 
     Raises:
-        UsageError: the job or the options do not fit a backfill.
+        UsageError: the job or the options do not fit a backfill, or the unfinished backfill of the
+            same request would ignore them.
         WindowError: the range, the column or its values do not fit.
         And what `plan_input` raises.
     """
@@ -167,7 +169,8 @@ def draft(
         store = BackfillStore(storage, record.output, record.backfill)
         if not is_over(store):
             known = record.code if accept_code else code
-            return Drafting(job, settings, storage, known, reader).existing(record, store)
+            drafting = Drafting(job, settings, storage, known, reader)
+            return drafting.existing(record, store, options)
     drafting = Drafting(job, settings, storage, code, reader, accept_scheme=accept_code)
     # What others publish while this is planned may go unseen, so publishing must check it.
     base = TableLog(storage, job.output.uri).head()[0].current
@@ -224,8 +227,7 @@ def is_over(store: BackfillStore) -> bool:
 
 
 def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
-    free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    free |= {"concurrency", "resources"}
+    free = {"name", *EXECUTION_KEYS}
     # Leave out newer keys at their defaults, so that stored requests keep their digest.
     free |= keys_at_default(job, "tables", "checks", "outputs", "then")
     left_out: dict[str, Any] = dict.fromkeys(free, True)
@@ -261,8 +263,13 @@ class Drafting:
         assert self.job.window is not None, "refused before"
         return self.job.window.windowing()
 
-    def existing(self, record: BackfillRecord, store: BackfillStore) -> Draft:
-        """Draft the unfinished backfill of the same request; ConflictError if the code differs."""
+    def existing(self, record: BackfillRecord, store: BackfillStore, options: Options) -> Draft:
+        """Draft the unfinished backfill of the same request.
+
+        Raises:
+            ConflictError: The code differs, or tables were replaced since.
+            UsageError: Options or keys of the job differ that it would ignore.
+        """
         if record.code != self.code:
             raise ConflictError(
                 f"backfill {record.backfill} of this request is unfinished, and "
@@ -271,6 +278,7 @@ class Drafting:
                 f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
             )
         refuse_replaced_tables(record)
+        refuse_ignored(record, store, self.job, options)
         return Draft(self.job, record, store.windows(), store.plan(), existing=record)
 
     def listing(self) -> Listing:

@@ -134,6 +134,40 @@ def test_the_same_backfill_twice_is_one(world: Days) -> None:
     assert len(backfills_of(world.storage, world.output)) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "options", "named"),
+    [
+        ({}, {"all_or_nothing": True}, "--all-or-nothing"),
+        ({}, {"canary": 1, "max_active": 2}, "--max-active, --canary"),
+        ({"chunk_timeout": 600, "retries": 3}, {}, "`retries` of the job, `chunk_timeout` of the"),
+        ({"resources": {"gpu": 1}}, {"priority": 1}, "--priority, `resources` of the job"),
+    ],
+)
+def test_options_that_an_unfinished_backfill_would_ignore_are_refused(
+    world: Days, more: dict[str, Any], options: dict[str, Any], named: str
+) -> None:
+    store = world.create(world.job())
+    with pytest.raises(UsageError, match=f"unfinished .*: {named}.* no effect") as refused:
+        world.draft(world.job(**more), **options)
+    assert f"backfill cancel {store.backfill}" in str(refused.value.hint)
+    store.change("test", lambda _: {"cancelled": True})
+    assert world.create(world.job(**more), **options).backfill != store.backfill
+
+
+def test_the_same_request_may_leave_its_options_out(world: Days) -> None:
+    options = {"windows_per_run": 2, "max_active": 2, "canary": "25%", "priority": 5}
+    store = world.create(world.job(chunk_timeout=60), **options)
+    job = world.job(chunk_timeout=60)
+    assert world.create(job, **options).backfill == world.create(job).backfill == store.backfill
+    with pytest.raises(UsageError, match="--max-active would have no effect") as refused:
+        world.create(job, max_active=3)
+    assert refused.value.hint is not None
+    assert refused.value.hint.endswith(f"backfill set {store.backfill} --max-active 3")
+    store.change("test", lambda _: {"max_active": 3})
+    for active in (2, 3, 4):
+        assert world.create(job, max_active=active).backfill == store.backfill
+
+
 def test_files_deleted_by_hand_are_reported(world: Days) -> None:
     world.run(world.job())
     uri = TableLog(world.storage, world.output).output
