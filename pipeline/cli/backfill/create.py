@@ -41,7 +41,6 @@ from pipeline.runs.backfill.summary import (
     BackfillIncompleteError,
     BackfillSummary,
 )
-from pipeline.runs.backfill.windows_table import unreadable_note
 from pipeline.runs.driver.origin import explain_code
 from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
 from pipeline.runs.transforms.loading import job_fingerprint
@@ -176,8 +175,8 @@ def create(
         drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
         created = create_backfill(storage, drafted)
     if created is None:
-        left_out = (drafted.record.outside, unreadable_note(drafted.windows))
-        remarks = [note for note in left_out if note]
+        outside = drafted.record.outside
+        remarks = [*([outside] if outside else []), *drafted.notes]
         message = drafted.up_to_date
         if as_json:
             result = {"backfill": None, "state": "nothing to do", "message": message}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from partitioning import Plan
+from partitioning.errors import WindowError
 from partitioning.explain import left_out_for_names
 from partitioning.listing import Listing, list_objects
 from partitioning.window_inputs import inputs_of_listing, outside_of_windows
@@ -45,6 +47,7 @@ from pipeline.runs.backfill.unfinished import EXECUTION_KEYS, refuse_ignored
 from pipeline.runs.backfill.windows_table import (
     EMPTIED,
     chunks_of,
+    emptied_note,
     members_of,
     unreadable_note,
     unreadable_objects,
@@ -175,11 +178,11 @@ def draft(
     # What others publish while this is planned may go unseen, so publishing must check it.
     base = TableLog(storage, job.output.uri).head()[0].current
     listing = drafting.listing()
-    choices = drafting.choices(listing, asked, options, earlier)
+    choices, beyond = drafting.choices(listing, asked, options, earlier)
     # The same request after finished backfills is another backfill, so their number counts.
     name = partial(digest, request, code, len(same))
     drafted = drafting.draft(choices, asked, options, name, mapper, base=base)
-    return drafting.with_outside(drafted, listing)
+    return drafting.with_outside(drafted, listing, beyond)
 
 
 def refuse_unfit(job: Job, options: Options) -> None:
@@ -286,8 +289,17 @@ class Drafting:
         request = plan_request(self.job, self.settings, None)
         return list_objects(request, self.reader)
 
-    def with_outside(self, drafted: Draft, listing: Listing) -> Draft:
-        """Add to a draft which objects no backfill reads: in no window, or with other names."""
+    def with_outside(self, drafted: Draft, listing: Listing, beyond: Sequence[str]) -> Draft:
+        """Add to a draft what it leaves out.
+
+        That is objects that no backfill reads, since they are in no window or have other names, and
+        windows of the output that have no rows in the input any more.
+
+        Args:
+            drafted: The draft.
+            listing: Listing of the whole input.
+            beyond: Labels of the windows of the output beyond the input (see `choices`).
+        """
         outside = outside_of_windows(listing, self.rule)
         more = len(outside.folders) - MAX_FOLDERS_NAMED
         record = drafted.record.model_copy(
@@ -300,7 +312,12 @@ class Drafting:
                 ),
             }
         )
-        notes = left_out_for_names(listing.unnamed, listing.unnamed_example)
+        emptied = drafted.windows.filter(pl.col("skipped") == EMPTIED)["label"].to_list()
+        note = emptied_note([*emptied, *beyond])
+        notes = (
+            *([] if note is None else [note]),
+            *left_out_for_names(listing.unnamed, listing.unnamed_example),
+        )
         return replace(drafted, record=record, notes=(*drafted.notes, *notes))
 
     def choices(
@@ -309,8 +326,13 @@ class Drafting:
         asked: WindowSelection,
         options: Options,
         earlier: Sequence[BackfillRecord],
-    ) -> list[WindowDecision]:
-        """Decide what to do about each requested window."""
+    ) -> tuple[list[WindowDecision], list[str]]:
+        """Decide what to do about each requested window.
+
+        Returns:
+            The decisions, and labels of windows that the output has beyond the input, if they are
+            to follow the input and no bound of the range leaves them out.
+        """
         inputs, windows = self._input_windows(listing)
         wanted = self._requested_windows(asked, windows)
         if not asked.allow_missing:
@@ -336,7 +358,9 @@ class Drafting:
             outdated=outdated,
             appends=self.job.output.mode == "append",
         )
-        return selector.choose(wanted)
+        follows = options.reprocess in ("changed", "all")
+        beyond = self._beyond_input(asked, windows, outputs) if follows else []
+        return selector.choose(wanted), beyond
 
     def _input_windows(self, listing: Listing) -> tuple[dict[str, InputWindow], tuple[Window, ...]]:
         """Return the windows of the whole input: their objects by label, and in order."""
@@ -363,6 +387,24 @@ class Drafting:
             windows = tuple(_between(rule, existing[0], existing[-1]))
         left_out = set(rule.select(asked.exclude, windows)) if asked.exclude else set()
         return tuple(window for window in windows if window not in left_out)
+
+    def _beyond_input(
+        self, asked: WindowSelection, existing: tuple[Window, ...], outputs: Iterable[str]
+    ) -> list[str]:
+        """Return the labels of the output's windows beyond those of the input, in their order."""
+        if asked.last or asked.values or not existing:
+            return []
+        windows: set[Window] = set()
+        for label in outputs:
+            with suppress(WindowError):  # A commit of an early release does not say its rule.
+                windows.add(self.rule.parse(label))
+        return [
+            window.label
+            for window in sorted(windows.difference(existing))
+            if self.rule.grain == "value"
+            or (window < existing[0] and not asked.start)
+            or (window > existing[-1] and not asked.end)
+        ]
 
     def draft(
         self,
@@ -402,15 +444,9 @@ class Drafting:
             }
         run = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
         windows = windows.with_columns(run=run).match_to_schema(WINDOWS)
-        emptied = windows.filter(pl.col("skipped") == EMPTIED)["label"].to_list()
         unknown = sum(choice.is_of_other_scheme for choice in choices)
         unreadable = unreadable_note(windows)
         notes = [] if unreadable is None else [unreadable]
-        if emptied:
-            notes.append(
-                f"{plural(len(emptied), 'window')} (for example {emptied[0]}) of the output have "
-                "no rows in the input any more: the output keeps those from before"
-            )
         if unknown:
             notes.append(
                 f"the code of {plural(unknown, 'window')} was fingerprinted by another scheme, so "

@@ -16,7 +16,7 @@ from pipeline.masking import mask_text
 from pipeline.printable import printable_line
 from pipeline.report.humanize import plural
 from pipeline.runs.backfill.records import MAX_RUNS, MIN_RUN_BYTES, WINDOWS, Options
-from pipeline.runs.backfill.selection import WindowDecision, group_into_runs, spread
+from pipeline.runs.backfill.selection import EMPTY, WindowDecision, group_into_runs, spread
 
 EMPTIED = "the input has no rows of it any more, and the output keeps those from before"
 """Reason why a window of which the output has rows is skipped."""
@@ -63,6 +63,21 @@ def unreadable_note(windows: pl.DataFrame) -> str | None:
     )
 
 
+def emptied_note(labels: Sequence[str]) -> str | None:
+    """Return a note about windows of the output without rows in the input; None if there are none.
+
+    Args:
+        labels: Their labels.
+    """
+    if not labels:
+        return None
+    verb = "has" if len(labels) == 1 else "have"
+    return (
+        f"{plural(len(labels), 'window')} (for example {min(labels)}) of the output {verb} no rows "
+        "in the input any more: the output keeps those from before"
+    )
+
+
 def windows_table(
     choices: list[WindowDecision],
     chunks: pl.DataFrame,
@@ -91,6 +106,7 @@ def windows_table(
     # A window whose rows are all filtered out, or cannot be read, has objects and no chunk.
     is_empty = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
     published = [choice.window.label for choice in choices if choice.is_published]
+    is_gone = (is_empty | (pl.col("skipped") == EMPTY)) & pl.col("label").is_in(published)
     reasons = {
         choice.window.label: _unreadable_reason(choice, unreadable[choice.window.label])
         for choice in choices
@@ -99,7 +115,7 @@ def windows_table(
     reason = (
         pl.when(is_empty & pl.col("label").is_in(list(reasons)))
         .then(pl.col("label").replace_strict(reasons, default=None, return_dtype=pl.String))
-        .when(is_empty & pl.col("label").is_in(published))
+        .when(is_gone)
         .then(pl.lit(EMPTIED))
         .when(is_empty)
         .then(pl.lit("the filter excludes all of it"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from shutil import rmtree
 from threading import Event, Thread
 from typing import Any
 
@@ -281,6 +282,39 @@ def test_a_window_that_loses_its_rows_is_emptied(world: Days) -> None:
     world.run(world.job("nothing"), one, reprocess="all")
     left = world.expected().filter(pl.col("ds") != pl.date(2024, 2, 29))
     assert_frame_equal(world.rows(), left)
+
+
+def test_windows_whose_objects_are_gone_are_named(world: Days) -> None:
+    world.run(world.job())
+    rmtree(world.input / "ds=2024-02-28")
+    drafted = world.draft(world.job(), reprocess="changed")
+    [note] = drafted.notes
+    assert "1 window (for example 2024-02-28) of the output has no rows" in note
+    [reason] = drafted.windows.filter(label="2024-02-28")["skipped"]
+    assert "the output keeps those from before" in reason
+
+
+@pytest.mark.parametrize("grain", ["day", "value"])
+def test_windows_beyond_what_is_left_of_the_input_are_named(world: Days, grain: str) -> None:
+    job = world.job(window={"column": "ds", "grain": grain})
+    world.run(job)
+    for gone in ("2024-02-26", "2024-02-28", "2024-03-04"):
+        rmtree(world.input / f"ds={gone}")
+    [note] = world.draft(job, reprocess="all").notes
+    assert "3 windows (for example 2024-02-26) of the output have no rows" in note
+    missing = world.draft(job).notes
+    assert ["1 window (for example 2024-02-28)" in note for note in missing] == (
+        [True] if grain == "day" else []
+    )
+
+
+def test_windows_outside_of_a_bound_are_not_named(world: Days) -> None:
+    world.run(world.job())
+    for gone in ("2024-02-26", "2024-03-04"):
+        rmtree(world.input / f"ds={gone}")
+    drafted = world.draft(world.job(), WindowSelection("2024-02-27"), reprocess="all")
+    [note] = drafted.notes
+    assert "1 window (for example 2024-03-04)" in note
 
 
 def failing(world: Days, *bad: str, **more: object) -> Job:
