@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 import polars as pl
@@ -26,25 +26,50 @@ from pipeline.table.replay import window_label
 def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
     """Return the newest commit of each window that the output has, by label.
 
-    Commits of windows name their window; those that another rule has cut do not count. Windows of
-    other runs are found by the Hive folders of their files; their code and input are unknown.
+    Commits of windows name their window; those that another rule has cut count only for what they
+    have replaced. Windows of other runs are found by the Hive folders of their files; their
+    code and input are unknown.
     """
-    commits = table_log.manifest().commits
-    rank = {entry.name: rank for rank, entry in enumerate(commits)}
-    windows: dict[str, OutputWindow] = {}
-    newest: dict[str, int] = {}
-    for entry in commits:
+    manifest = table_log.manifest()
+    rank = {entry.name: rank for rank, entry in enumerate(manifest.commits)}
+    own: dict[str, CommitEntry] = {}
+    others: dict[str, CommitEntry] = {}
+    for entry in manifest.commits:
         if entry.window is not None and entry.rule in ("", rule_of(rule)):
-            windows[entry.window] = OutputWindow(entry.run, entry.code, entry.inputs)
-            newest[entry.window] = rank[entry.name]
-    others = {entry.name for entry in commits if entry.window is None}
-    for label, commit in _windows_by_folder(table_log, rule, others) if others else ():
+            own[entry.window] = entry
+        else:
+            others[entry.name] = entry
+    windows = {label: OutputWindow(e.run, e.code, e.inputs) for label, e in own.items()}
+    if not others:
+        return windows
+    files = table_log.snapshot(manifest).select("key", "commit")
+    newest = {label: rank[entry.name] for label, entry in own.items()}
+    for label in _emptied(own, others, set(files["commit"].unique())):
+        del windows[label]
+    for label, commit in _windows_by_folder(files, rule, others):
+        entry = others[commit]
         # The files of a rollback are those of the windows' own commits, under other keys.
-        is_copy = commits[rank[commit]].mode == "restore" and label in windows
-        if rank[commit] > newest.get(label, -1) and not is_copy:
+        is_copy = entry.mode == "restore" and label in windows
+        counts = entry.window is None or label in own
+        if rank[commit] > newest.get(label, -1) and counts and not is_copy:
             windows[label] = OutputWindow(run_of(commit), "", "")
             newest[label] = rank[commit]
     return windows
+
+
+def _emptied(
+    own: Mapping[str, CommitEntry], others: Mapping[str, CommitEntry], live: Collection[str]
+) -> list[str]:
+    """Return the windows whose own commit has no live files left, as other commits replaced them.
+
+    Args:
+        own: Newest commit of each window, by label.
+        others: Commits that name no such window, by name.
+        live: Names of the commits with live files.
+    """
+    if any(entry.mode == "restore" for entry in others.values()):
+        return []  # The windows' files are those of the rollback.
+    return [label for label, entry in own.items() if entry.files and entry.name not in live]
 
 
 def refuse_other_rule(table_log: TableLog, rule: Windowing) -> None:
@@ -120,10 +145,9 @@ def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
 
 
 def _windows_by_folder(
-    table_log: TableLog, rule: Windowing, commits: Collection[str]
+    files: pl.DataFrame, rule: Windowing, commits: Collection[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the window of each folder of some commits, and the commit; the newest last."""
-    files = table_log.snapshot(table_log.manifest()).select("key", "commit")
+    """Yield the window of each file of some commits, and the commit; the newest last."""
     for key, commit in files.filter(pl.col("commit").is_in(list(commits))).iter_rows():
         with suppress(WindowError):
             label = label_of_folder(rule, key.rpartition("/")[0])

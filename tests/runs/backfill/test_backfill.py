@@ -216,6 +216,22 @@ def test_changed_maps_what_other_options_of_the_job_have_made(world: Days) -> No
     assert world.draft(world.job(), reprocess="changed").record.todo == 8
 
 
+@pytest.mark.parametrize("function", ["triple", "nothing"])
+def test_changed_maps_what_windows_of_another_rule_have_replaced(
+    world: Days, function: str
+) -> None:
+    world.run(world.job())
+    month = {"column": "ds", "grain": "month"}
+    march = WindowSelection("2024-03", "2024-04")
+    world.run(world.job(function, window=month), march, reprocess="all")
+    drafted = world.draft(world.job(), reprocess="changed")
+    todo = drafted.windows.filter(pl.col("skipped").is_null())["label"].to_list()
+    assert todo == [str(day) for day in LEAP if day.month == 3]
+    world.run(world.job(), reprocess="changed")
+    assert_frame_equal(world.rows(), world.expected())
+    assert world.draft(world.job(), reprocess="changed").up_to_date is not None
+
+
 @pytest.mark.parametrize(
     ("more", "changes_rows"),
     [
