@@ -65,6 +65,8 @@ def vacuum(
     """
     table_log = TableLog(storage, output)
     manifest = finish_open_claim(table_log)
+    # Before the runs: those that begin from here on have staged none of these.
+    staged, latest = _staged(table_log), time.time() - older_than
     runs = find_runs(storage, table_log.output)
     records, discarded, others = runs.records, set(discard), others or {}
     # A damaged run may be unfinished: keep its staged outputs.
@@ -76,7 +78,12 @@ def vacuum(
     finished = [record.run for record in records] + [run for run, ended in others.items() if ended]
     unfinished += [run for run, ended in others.items() if not ended]
     spared = [run for run in unfinished if run not in discarded]
-    uploads = _abandoned(table_log, spared, discarded, older_than)
+    uploads = [
+        item
+        for item in staged
+        if (run := run_of_key(item.uri)) not in spared
+        and (run in discarded or item.created < latest)
+    ]
     orphans = _orphans(table_log, manifest, {*finished, *discarded}.difference(spared))
     replaced = expire_replaced(table_log, manifest, dry_run=dry_run)
     replaced += expire_orphans(table_log, older_than, dry_run=dry_run)
@@ -141,8 +148,7 @@ def settle_run(storage: Storage, ledger: Ledger) -> None:
 def _discard(storage: Storage, ledger: Ledger) -> int:
     progress = ledger.read()
     table_log = TableLog(storage, ledger.output)
-    uploads = _abandoned(table_log, [], {ledger.run}, 0.0)
-    uploads = [upload for upload in uploads if run_of_key(upload.uri) == ledger.run]
+    uploads = [item for item in _staged(table_log) if run_of_key(item.uri) == ledger.run]
     storage.abort(uploads)
     drop_partials(storage, ledger)
     ledger.void(progress.completions["attempt"].to_list())
@@ -155,17 +161,8 @@ def _drop_partials(storage: Storage, records: Iterable[RunRecord]) -> None:
         drop_partials(storage, Ledger(storage, record.output, record.run))
 
 
-def _abandoned(
-    table_log: TableLog, spared: list[str], discarded: set[str], older_than: float
-) -> list[StagedObject]:
-    staged = table_log.storage.staged_under(table_log.output, table_log.state + "staged/")
-    latest = time.time() - older_than
-    return [
-        item
-        for item in staged
-        if (run := run_of_key(item.uri)) not in spared
-        and (run in discarded or item.created < latest)
-    ]
+def _staged(table_log: TableLog) -> list[StagedObject]:
+    return table_log.storage.staged_under(table_log.output, table_log.state + "staged/")
 
 
 def _orphans(table_log: TableLog, manifest: Manifest, runs: Collection[str]) -> list[str]:
