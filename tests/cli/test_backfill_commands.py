@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from pipeline.cli.app import app
+from pipeline.cli.backfill.progress import BackfillDisplay
 from pipeline.cli.errors import describe, report_error
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import WindowSelection
+from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.backfill.summary import BackfillSummary
+from pipeline.runs.backfill.summary import BackfillIncompleteError, BackfillSummary
 from pipeline.runs.driver.heartbeat import Heartbeat
 from tests.support.backfills import Days, days
 from tests.support.forks import give
@@ -225,6 +227,26 @@ def test_wishes_reach_who_drives(terminal: Terminal) -> None:
             command, backfill, *here, code=2
         )
     assert terminal.object("status", backfill, *here)["state"] == "cancelled"
+
+
+def test_a_pause_names_the_command_that_ends_it(
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = terminal.world
+    store = world.create(world.job())
+    with BackfillDisplay(f"chunkmap backfill resume {store.backfill}") as display:
+        display.show(WindowProgress(store.windows()), "paused")
+    assert f"to resume: chunkmap backfill resume {store.backfill}\n" in capsys.readouterr().err
+
+
+def test_cancelling_says_what_stays(terminal: Terminal) -> None:
+    world = terminal.world
+    params = {"days": [str(day) for day in LEAP[1:]], "fixed": str(world.root / "fixed")}
+    store = world.create(world.job("fails", params=params))
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    said = terminal.give("cancel", store.backfill, "--output", world.output)
+    assert "it had no driver; the output keeps 1 published window\n" in said
 
 
 def test_other_code_is_a_conflict_until_it_is_accepted(terminal: Terminal) -> None:

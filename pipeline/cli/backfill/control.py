@@ -131,7 +131,7 @@ def cancel(backfill: str, output: str | None, environment: str | None, *, as_jso
     _confirm(
         store,
         control,
-        f"is cancelled: {how}; the {plural(published, 'published window')} stay",
+        f"is cancelled: {how}; the output keeps {plural(published, 'published window')}",
         as_json=as_json,
     )
 

@@ -311,8 +311,8 @@ def _drive_here(
     local: bool = False,
     quiet: bool,
 ) -> BackfillSummary:
-    """Drive a backfill in this process; `again` is the command that resumes it, for the hint."""
-    display = BackfillDisplay(quiet=quiet)
+    """Drive a backfill in this process; `again` is the command that resumes it, for messages."""
+    display = BackfillDisplay(again, quiet=quiet)
 
     def listen(progress: WindowProgress, phase: str) -> None:
         if was_interrupted():

@@ -15,18 +15,18 @@ REFRESH_SECONDS = 0.5
 """Minimum seconds between two counts of the windows; updates arrive more often."""
 PHASE_NAMES = {"attached": "watch"}
 """Shown names of phases, where they differ."""
-ANNOUNCEMENTS = {
-    "attached": "another process drives it: watching (--take-over takes over)",
-    "paused": "paused; to resume: chunkmap backfill resume",
-}
-"""Lines to print when a phase begins."""
 
 
 class BackfillDisplay(LiveBar):
     """Shows how many windows and chunks are done."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, resume: str, quiet: bool = False) -> None:
+        """Show nothing yet; `resume` is the command that resumes the backfill."""
         super().__init__(quiet)
+        self._announcements = {
+            "attached": "another process drives it: watching (--take-over takes over)",
+            "paused": f"paused; to resume: {resume}",
+        }
         self._began = self._refreshed = 0.0
         self._kinds = 0
         self._first: dict[str, int] = {}
@@ -44,7 +44,7 @@ class BackfillDisplay(LiveBar):
             self._first, self._began = counts, now
         if phase != self._phase:
             self._phase = phase
-            self.line(ANNOUNCEMENTS.get(phase, ""))
+            self.line(self._announcements.get(phase, ""))
         todo = sum(counts[name] for name in ("waiting", "mapping", "staged", "done", "failed"))
         self.draw(
             PHASE_NAMES.get(phase, phase),

@@ -147,9 +147,9 @@ def _render(status: BackfillStatus, max_rows: int) -> RenderableType:
         parts += [CalendarView(lay_out(status.windows, record.grain, max_rows)), Text()]
     parts.append(pairs(_figures(status)))
     parts += _error_lines(status)
-    command = _next_command(status)
-    if command:
-        parts.append(Text.assemble(("next: ", "dim"), command))
+    step = _next_step(status)
+    if step:
+        parts.append(Text.assemble(("next: ", "dim"), step))
     return Group(*parts)
 
 
@@ -221,19 +221,13 @@ def _error_lines(status: BackfillStatus) -> list[RenderableType]:
     return lines
 
 
-def _next_command(status: BackfillStatus) -> str:
-    """Suggest the next command, or return an empty text."""
-    backfill = status.record.backfill
-    if status.alive:
-        return f"chunkmap backfill resume {backfill}" if status.state == "paused" else ""
-    if status.state in ("done", "cancelled"):
-        return ""
-    if status.counts["failed"] and status.errors and status.state == "failed":
-        example = f"chunkmap backfill logs {backfill} --window {status.errors[0].window}"
-        return f"{example}; fix the cause, then: chunkmap backfill retry {backfill}"
-    if status.state == "failed":
-        return f"chunkmap backfill retry {backfill}"
-    return f"chunkmap backfill resume {backfill}"
+def _next_step(status: BackfillStatus) -> str:
+    """Suggest the next command, after a look at the errors, or return an empty text."""
+    command = status.next_command
+    if status.state != "failed" or not (status.counts["failed"] and status.errors):
+        return command
+    backfill, window = status.record.backfill, status.errors[0].window
+    return f"chunkmap backfill logs {backfill} --window {window}; fix the cause, then: {command}"
 
 
 def logs(

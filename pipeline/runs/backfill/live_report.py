@@ -20,7 +20,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, ObjectMissingError, UsageError
 from pipeline.report.render import render_html
 from pipeline.report.run_model import RunState
-from pipeline.runs.backfill.report import codes_of, next_command, render, report_of
+from pipeline.runs.backfill.report import codes_of, render, report_of
 from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.report import collect
@@ -81,8 +81,8 @@ class LiveReport:
         except (ObjectMissingError, UsageError) as error:
             raise UsageError(f"run {run} has not begun yet") from error
         state = _state_of(states, is_alive=status.alive)
-        command = next_command(status)
-        return render_html(run_report_of(parts, None, state, self.settings, command))
+        report = run_report_of(parts, None, state, self.settings, status.next_command)
+        return render_html(report)
 
     def _current(self) -> BackfillStatus:
         now = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -124,7 +123,7 @@ def report_of(
         at=status.at,
         created=record.created,
         prefect_url=(status.driver.flow_run if status.driver else None) or "",
-        command=next_command(status),
+        command=status.next_command,
         attempts=attempts,
         versions=_versions(windows, attempts),
         pruned=pruned_of(record.origin or Origin()),
@@ -161,16 +160,6 @@ def _versions(windows: pl.DataFrame, attempts: Sequence[Attempt]) -> tuple[CodeV
         CodeVersion(code, commits.get(code, ""), int(chunks), tuple(sorted(labels)))
         for code, labels, chunks in groups.iter_rows()
     )
-
-
-def next_command(status: BackfillStatus) -> str:
-    """Return the command to type next; empty while a driver runs, and when the backfill is over."""
-    is_over = status.alive or status.state in ("done", "cancelled")
-    if is_over and status.state != "paused":
-        return ""
-    verb = "retry" if status.state == "failed" else "resume"
-    record = status.record
-    return f"chunkmap backfill {verb} {record.backfill} --output {shlex.quote(record.output)}"
 
 
 def _facts(status: BackfillStatus, job: Job) -> tuple[tuple[str, str], ...]:

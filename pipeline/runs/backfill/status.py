@@ -7,6 +7,7 @@ ledgers of the runs that had been started.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,15 @@ class BackfillStatus:
         """Number of windows that were to be done."""
         return self.record.todo
 
+    @property
+    def next_command(self) -> str:
+        """Command to type next; empty while a driver runs, and when the backfill is over."""
+        if self.state != "paused" and (self.alive or self.state in ("done", "cancelled")):
+            return ""
+        verb = "retry" if self.state == "failed" else "resume"
+        record = self.record
+        return f"chunkmap backfill {verb} {record.backfill} --output {shlex.quote(record.output)}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {
@@ -97,10 +107,14 @@ class BackfillStatus:
             "bytes_per_second": self.bytes_per_second,
             "eta_seconds": self.eta_seconds,
             "errors": [asdict(error) for error in self.errors],
+            "errors_of": self.errors_of,
+            "errors_in": self.errors_in,
+            "reasons": dict(self.reasons),
             "refused": {
                 label: [result.model_dump(mode="json") for result in results]
                 for label, results in self.refused.items()
             },
+            "next_command": self.next_command,
             "windows": self.windows.to_dicts(),
         }
 

@@ -85,7 +85,12 @@ def test_failures_are_grouped_with_an_example(world: Days) -> None:
     assert (group.error, group.chunks, group.windows) == ("TransformError", 4, 2)
     assert group.window == BAD[0]
     assert "cannot do 2024-02-28" in group.message and "Traceback" in group.trace
-    assert json.loads(json.dumps(status.to_dict()))["counts"]["failed"] == 2
+    found = json.loads(json.dumps(status.to_dict()))
+    assert found["counts"]["failed"] == 2
+    assert (found["errors_of"], found["errors_in"]) == (1, 1)
+    assert set(found["reasons"]) == set(BAD)
+    retry = f"chunkmap backfill retry {store.backfill} --output {store.output}"
+    assert found["next_command"] == retry
 
 
 def test_a_killed_driver_is_counted_after(world: Days) -> None:
