@@ -58,5 +58,6 @@ def test_prefect_is_not_asked_where_a_backfill_would_store_results(
 
     monkeypatch.setattr("prefect.results._read_server_default_result_storage_block_id", ask)
     with temporary_settings({PREFECT_API_URL: "http://prefect/api"}):
-        of_flow = ResultStore().update_for_flow(started[0].func, _sync=True)
+        nowhere: Any = ResultStore()
+        of_flow = nowhere.update_for_flow(started[0].func, _sync=True)
         of_flow.update_for_flow(map_windows, _sync=True)

@@ -156,7 +156,12 @@ def test_options_that_an_unfinished_backfill_would_ignore_are_refused(
 
 
 def test_the_same_request_may_leave_its_options_out(world: Days) -> None:
-    options = {"windows_per_run": 2, "max_active": 2, "canary": "25%", "priority": 5}
+    options: dict[str, Any] = {
+        "windows_per_run": 2,
+        "max_active": 2,
+        "canary": "25%",
+        "priority": 5,
+    }
     store = world.create(world.job(chunk_timeout=60), **options)
     job = world.job(chunk_timeout=60)
     assert world.create(job, **options).backfill == world.create(job).backfill == store.backfill
