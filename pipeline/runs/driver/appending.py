@@ -15,9 +15,9 @@ from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import ConflictError, InputError, ObjectMissingError, StateError
 from pipeline.report.humanize import plural
-from pipeline.runs.driver.job_changes import has_same_job
+from pipeline.runs.driver.job_changes import has_same_rows, stored_job
 from pipeline.runs.ledger.keys import folders_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
@@ -29,20 +29,22 @@ MAX_NAMED = 5
 
 
 def refuse_appending_again(
-    table_log: TableLog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
+    table_log: TableLog, manifest: Manifest, job: Job, plan: Plan, run: str
 ) -> None:
     """Refuse a plan with objects whose rows the output already has.
 
     Args:
         table_log: Log of the output.
         manifest: Current manifest of the output.
-        earlier: Ledgers of the other runs of the same job.
+        job: The job, which appends.
         plan: Plan of what is to be appended.
+        run: Id of the run.
 
     Raises:
         InputError: names these objects and what to do.
     """
-    appended = _appended(table_log, manifest, earlier, plan)
+    others = (entry for entry in manifest.commits if entry.run != run)
+    appended = _appended(table_log, manifest, others, job, plan)
     if appended:
         raise InputError(
             _appended_text(table_log.output, appended),
@@ -55,7 +57,7 @@ def refuse_appending_again(
 def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:
     """Refuse to go on with a run if other runs of its job have appended its objects since.
 
-    A run that does not append, or is of a backfill, is not looked at.
+    A run that does not append is not looked at.
 
     Args:
         table_log: Log of the output.
@@ -65,13 +67,10 @@ def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledge
     Raises:
         ConflictError: names these objects.
     """
-    runs = {e.run for e in _others_since(table_log, manifest, ledger) if e.window is None}
-    if not runs:
+    others = [e for e in _others_since(table_log, manifest, ledger) if e.window is None]
+    if not others:
         return
-    job = ledger.job()
-    ledgers = (Ledger(table_log.storage, table_log.output, run) for run in sorted(runs) if run)
-    earlier = [other for other in ledgers if has_same_job(other, job)]
-    appended = _appended(table_log, manifest, earlier, ledger.plan())
+    appended = _appended(table_log, manifest, others, ledger.job(), ledger.plan())
     if appended:
         raise ConflictError(
             _appended_text(table_log.output, appended),
@@ -110,7 +109,7 @@ def refuse_windows_since(table_log: TableLog, manifest: Manifest, ledger: Ledger
 def _others_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> list[CommitEntry]:
     """Return the commits of others since a run that appends was planned, or planned again."""
     record = ledger.record()
-    if record.mode != "append" or record.backfill is not None or manifest.number == record.base:
+    if record.mode != "append" or manifest.number == record.base:
         return []
     base = max(record.base, ledger.accepted())
     entries = table_log.history(manifest.number, base)
@@ -118,20 +117,47 @@ def _others_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> li
 
 
 def _appended(
-    table_log: TableLog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
+    table_log: TableLog, manifest: Manifest, others: Iterable[CommitEntry], job: Job, plan: Plan
 ) -> dict[str, str]:
-    """Return the planned objects whose rows a manifest has, each with the run that added them."""
-    runs = {entry.run for entry in manifest.commits if entry.adds_files}
-    ledgers = [ledger for ledger in earlier if ledger.run in runs]
+    """Return the planned objects whose rows a manifest has, each with the run that added them.
+
+    Args:
+        table_log: Log of the output.
+        manifest: The manifest.
+        others: Commits of other runs, which may have been replaced since.
+        job: The job of the plan.
+        plan: The plan.
+    """
+    live = {entry.name for entry in manifest.commits}
+    runs = {e.run for e in others if e.adds_files and e.run and e.name in live}
+    ledgers = [Ledger(table_log.storage, table_log.output, run) for run in sorted(runs)]
     planned = _read_objects(plan)
     appended: dict[str, str] = {}
-    plans = map_concurrently(lambda ledger: ledger.plan(), ledgers)
-    for ledger, earlier_plan in zip(ledgers, plans, strict=True):
-        again = planned & _read_objects(earlier_plan)
-        if again:
-            uris = _appended_objects(table_log, manifest, ledger, again)
-            appended |= dict.fromkeys(uris, ledger.run)
+    again = map_concurrently(lambda ledger: _planned_again(ledger, job, planned), ledgers)
+    for ledger, uris in zip(ledgers, again, strict=True):
+        if uris:
+            present = _appended_objects(table_log, manifest, ledger, uris)
+            appended |= dict.fromkeys(present, ledger.run)
     return appended
+
+
+def _planned_again(ledger: Ledger, job: Job, planned: set[str]) -> set[str]:
+    """Select the objects of a plan whose rows an earlier run may have made.
+
+    Args:
+        ledger: Ledger of the earlier run. Where it is damaged, all that it may have read counts.
+        job: The job of the plan.
+        planned: The objects of the plan.
+    """
+    stored = stored_job(ledger)
+    if stored is not None and not has_same_rows(stored, job):
+        return set()
+    try:
+        return planned & _read_objects(ledger.plan())
+    except StateError:
+        return planned
+    except ObjectMissingError:
+        return set() if stored is None else planned  # An ingest has neither job nor plan.
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:
@@ -176,15 +202,22 @@ def _read_objects(plan: Plan) -> set[str]:
 def _appended_objects(
     table_log: TableLog, manifest: Manifest, ledger: Ledger, uris: Collection[str]
 ) -> set[str]:
-    """Select the objects that are in chunks of a run whose files a manifest has."""
-    if ledger.job().reduce is not None or ledger.job().output.merges:
+    """Select the objects that are in chunks of a run whose files a manifest has.
+
+    Where the run's state is damaged, all of them are.
+    """
+    stored = stored_job(ledger)
+    if stored is None or stored.reduce is not None or stored.output.merges:
         return set(uris)  # One file may have the rows of all objects.
     files = table_log.snapshot(manifest)
-    ids = set(files["chunk"].to_list())
-    indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]
-    chunks = ledger.plan().chunks(indices)
-    pairs = {(p.uri, chunk.id) for chunk in chunks for p in chunk.fragments if p.uri in uris}
-    return {uri for uri, _ in pairs - _left_out(ledger, files, uris)} if pairs else set()
+    try:
+        ids = set(files["chunk"].to_list())
+        indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]
+        chunks = ledger.plan().chunks(indices)
+        pairs = {(p.uri, chunk.id) for chunk in chunks for p in chunk.fragments if p.uri in uris}
+        return {uri for uri, _ in pairs - _left_out(ledger, files, uris)} if pairs else set()
+    except (StateError, ObjectMissingError):
+        return set(uris)
 
 
 def _left_out(ledger: Ledger, files: pl.DataFrame, uris: Collection[str]) -> set[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from partitioning import Plan, PlanningError, PlanRequest
@@ -25,20 +26,65 @@ FREE_KEYS = (
 """Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS.
 Of checks, what they need of each chunk may not."""
 FREE_NESTED_KEYS = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
+UNREADABLE = (StateError, JobError, ObjectMissingError)
+"""Errors for a stored job that is damaged or missing."""
+_SELECTING_KEYS = {"uri", "table", "include", "exclude"}
+"""Keys of `input` that say which objects there are."""
+_READING_KEYS = {
+    *("version", "schema_", "types", "hive_types", "int96"),
+    *("on_bad_object", "verify_checksums"),
+}
+"""Keys of `input` that say how objects are read."""
+_ROWS_ELSEWHERE: dict[str, Any] = {
+    **dict.fromkeys((*FREE_KEYS, "chunks", "tables", "window", "output", "outputs"), True),
+    "input": FREE_NESTED_KEYS["input"] | _SELECTING_KEYS | _READING_KEYS,
+}
+"""Keys of a job that do not choose the rows that it makes of an object."""
 
 
-def has_same_job(ledger: Ledger, job: Job) -> bool:
-    """Whether a run has the same job; False if its stored job is damaged or missing."""
+def has_same_job(ledger: Ledger, job: Job, is_same: Callable[[Job, Job], bool]) -> bool:
+    """Whether a run has the same job; False if its stored job is damaged or missing.
+
+    Args:
+        ledger: Ledger of the run.
+        job: The job.
+        is_same: Compares a stored job with it.
+    """
     try:
-        return is_same_job(ledger.job(), job)
-    except (StateError, JobError, ObjectMissingError) as error:
+        return is_same(ledger.job(), job)
+    except UNREADABLE as error:
         log.warning("run %s is ignored: %s", ledger.run, error)
         return False
+
+
+def stored_job(ledger: Ledger) -> Job | None:
+    """Return the job of a run; None if it is damaged or missing."""
+    try:
+        return ledger.job()
+    except UNREADABLE:
+        return None
 
 
 def is_same_job(stored: Job, job: Job) -> bool:
     """Whether two jobs differ only in keys that may change when a run is resumed."""
     return _identity(stored) == _identity(job)
+
+
+def appends_same_rows(stored: Job, job: Job) -> bool:
+    """Whether what one job has published need not be appended by another.
+
+    They make the same rows of the same objects, for the same outputs.
+    """
+    return has_same_rows(stored, job) and _places(stored) == _places(job)
+
+
+def has_same_rows(stored: Job, job: Job) -> bool:
+    """Whether two jobs make the same rows of an object that both read.
+
+    How its rows are cut, written, checked and published does not matter.
+    """
+    then, now = (each.model_dump(exclude=_ROWS_ELSEWHERE) for each in (stored, job))
+    return then == now
 
 
 def differing_keys(stored: Job, job: Job) -> list[str]:
@@ -53,6 +99,13 @@ def _identity(job: Job) -> dict[str, Any]:
         exclude["outputs"] = {name: FREE_NESTED_KEYS["output"] for name in job.outputs}
     checks = checks_identity(job.checks)
     return normalize_uris(job).model_dump(exclude=exclude) | ({"checks": checks} if checks else {})
+
+
+def _places(job: Job) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return which objects a job reads, and the URIs of its outputs by name."""
+    job = normalize_uris(job)
+    outputs = {name: output.uri for name, output in job.all_outputs.items()}
+    return job.input.model_dump(include=_SELECTING_KEYS), outputs
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,7 @@ from partitioning import (
     plan_dataset,
 )
 from partitioning.windows import WindowFilter
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import (
@@ -49,7 +51,12 @@ from pipeline.runs.driver.in_place import (
     refuse_other_folders,
     refuse_outdated,
 )
-from pipeline.runs.driver.job_changes import has_same_job, input_changes
+from pipeline.runs.driver.job_changes import (
+    appends_same_rows,
+    has_same_job,
+    input_changes,
+    is_same_job,
+)
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import is_in_place, refuse_nested_outputs, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
@@ -429,9 +436,11 @@ def plan_run(
     if resume.run is not None:
         record = _find_record(records, resume.run)
         return _resume(record, code, settings, storage, accept_code=accept)
-    same = runs_of_job(job, storage, records)
-    published = [record for record in same if is_published(storage, record)]
-    unfinished = unfinished_runs(same, published)
+    is_same = appends_same_rows if job.output.mode == "append" else is_same_job
+    related = runs_of_job(job, storage, records, is_same)
+    same = runs_of_job(job, storage, related)
+    published = [record for record in related if is_published(storage, record)]
+    unfinished = unfinished_runs(same, [record for record in published if record in same])
     if published:
         unfinished = [record for record in unfinished if not _is_overtaken(storage, record)]
     if unfinished and not resume.replan:
@@ -443,7 +452,9 @@ def plan_run(
     )
     rebuild = Rebuild(storage, settings, job, code, records)
     new_run = _NewRun(settings, storage, code, ledgers, done, mapper, resume, rebuild)
-    return _adopt_free_keys(job, new_run.plan(job))
+    planned = new_run.plan(job)
+    # A run that has all objects already may be of another job.
+    return planned if planned.ledger in done else _adopt_free_keys(job, planned)
 
 
 def _adopt_free_keys(job: Job, planned: PreparedRun) -> PreparedRun:
@@ -470,7 +481,8 @@ class _NewRun:
     same: tuple[Ledger, ...]
     """Ledgers of the runs of the same job, oldest first."""
     published: tuple[Ledger, ...]
-    """Ledgers of the published runs among these."""
+    """Ledgers of the published runs among these. If the job appends, also those of jobs whose rows
+    it would append again, e.g. in another mode."""
     mapper: Any
     resume: ResumeOptions
     rebuild: Rebuild
@@ -604,8 +616,7 @@ class _NewRun:
         if job.output.mode == "append":
             # A run that was published without some chunks, or whose driver died, is not noted as
             # published; what the manifest lists of it counts.
-            earlier = [ledger for ledger in self.same if ledger.run != run]
-            refuse_appending_again(table_log, manifest, earlier, plan)
+            refuse_appending_again(table_log, manifest, job, plan, run)
         refuse_losing_rows(job, plan)
         replacing = job.model_copy(update={"output": job.output.model_copy(update={"mode": mode})})
         footprints = planned_footprints(replacing, plan)
@@ -803,11 +814,26 @@ def _find_record(records: list[RunRecord], run: str) -> RunRecord:
     raise UsageError(f"there is no run {run}")
 
 
-def runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
-    """List the runs of this job, oldest first, without those of its backfills."""
+def runs_of_job(
+    job: Job,
+    storage: Storage,
+    records: list[RunRecord],
+    is_same: Callable[[Job, Job], bool] = is_same_job,
+) -> list[RunRecord]:
+    """List the runs of this job, oldest first, without those of its backfills.
+
+    Args:
+        job: The job.
+        storage: Where the output is.
+        records: Records of the output's runs, oldest first.
+        is_same: Compares the job of a run with this one.
+    """
     own = [record for record in records if record.backfill is None]
-    ledgers = [(record, Ledger(storage, job.output.uri, record.run)) for record in own]
-    return [record for record, ledger in ledgers if has_same_job(ledger, job)]
+
+    def has_job(record: RunRecord) -> bool:
+        return has_same_job(Ledger(storage, job.output.uri, record.run), job, is_same)
+
+    return list(compress(own, map_concurrently(has_job, own)))
 
 
 def unfinished_runs(same: list[RunRecord], published: list[RunRecord]) -> list[RunRecord]:

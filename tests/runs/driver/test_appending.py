@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -85,6 +86,66 @@ def test_the_way_on_replaces_the_rows(small: Small) -> None:
     write(small, "a", 10)
     small.run(small.job(mode="overwrite"))
     assert values(small) == [10, 11, 12, 100, 101, 102]
+
+
+def test_after_the_way_on_nothing_is_appended_again(small: Small) -> None:
+    small.run(small.job())
+    write(small, "a", 10)
+    write(small, "c")
+    small.run(small.job(mode="overwrite"))
+    assert small.run(small.job()).mapped == 0
+    assert values(small) == [10, 11, 12, 100, 101, 102, 200, 201, 202]
+    write(small, "d")
+    small.run(small.job())
+    assert values(small) == [10, 11, 12, 100, 101, 102, 200, 201, 202, 300, 301, 302]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"output": {"compression": "lz4"}},
+        {"output": {"keep_versions": 3}},
+        {"chunks": {"target": "1MiB"}},
+        {"checks": {"run": [{"check": "not_null", "columns": ["v"]}]}},
+        {"window": {"column": "ds"}},
+        {"tables": []},
+        {"name": "renamed"},
+        {"input": {"on_bad_object": "skip", "schema": "union", "verify_checksums": True}},
+    ],
+)
+def test_after_other_settings_nothing_is_appended_again(small: Small, more: dict[str, Any]) -> None:
+    small.run(small.job())
+    write(small, "c")
+    if "input" in more:
+        more = {"input": {"uri": small.input, **more["input"]}}
+    small.run(small.job(**more))
+    assert small.run(small.job(**more)).mapped == 0
+    assert small.run(small.job()).mapped == 0
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_other_patterns_of_the_input_do_not_append_again(small: Small) -> None:
+    small.run(small.job(input={"uri": small.input, "include": ["a*"]}))
+    small.run(small.job(input={"uri": small.input, "include": ["b*"]}))
+    with pytest.raises(InputError, match="2 objects"):
+        small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_jobs_with_other_rows_are_appended_side_by_side(small: Small) -> None:
+    small.run(small.job())
+    small.run(small.job(input={"uri": small.input, "filter": [["v", ">=", 100]]}))
+    assert values(small) == [0, 1, 2, 100, 100, 101, 101, 102, 102]
+
+
+def test_an_unfinished_run_that_the_way_on_has_overtaken(small: Small) -> None:
+    write(small, "b", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("fails_until"))
+    (small.root / "fixed").touch()
+    small.run(small.job("fails_until", mode="overwrite"))
+    small.run(small.job("fails_until"))
+    assert values(small) == [0, 1, 2, 13, 14, 15]
 
 
 def test_of_many_objects_some_are_named(small: Small) -> None:
