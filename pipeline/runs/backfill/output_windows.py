@@ -11,10 +11,12 @@ from partitioning.errors import WindowError
 from partitioning.window_inputs import label_of_folder
 from partitioning.windows import Windowing
 from pipeline.concurrency import map_concurrently
+from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.selection import OutputWindow
 from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.driver.job_changes import may_have_same_rows
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
@@ -87,13 +89,15 @@ def refuse_other_rule(table_log: TableLog, rule: Windowing) -> None:
             )
 
 
-def refuse_unknown_windows(table_log: TableLog, rule: Windowing, job: str) -> None:
+def refuse_unknown_windows(table_log: TableLog, rule: Windowing, job: Job) -> None:
     """Refuse an output that has rows of the same job without their windows: which ones is unknown.
+
+    Runs of other jobs that make the same rows count, and runs whose job is damaged.
 
     Args:
         table_log: Log of the output.
         rule: How the job's input is cut into windows.
-        job: Name of the job, which appends.
+        job: The job, which appends.
 
     Raises:
         UsageError: A run of this job has published files in folders that name no window.
@@ -111,20 +115,14 @@ def refuse_unknown_windows(table_log: TableLog, rule: Windowing, job: str) -> No
         for commit, folder in folders.iter_rows()
         if window_label(rule_of(rule), folder) is None
     }
-    same = [run for run in sorted(runs) if _job_of(table_log, run) == job]
+    ledgers = (Ledger(table_log.storage, table_log.output, run) for run in sorted(runs) if run)
+    same = [ledger.run for ledger in ledgers if may_have_same_rows(ledger, job)]
     if same:
         raise UsageError(
-            f"run {same[0]} of job {job} has appended rows to {table_log.output} in folders that "
+            f"run {same[0]} has appended rows to {table_log.output} in folders that "
             f"do not name their windows ({rule.column}), so windows could be appended again",
             hint="append what is new in the input: chunkmap run JOB.yaml",
         )
-
-
-def _job_of(table_log: TableLog, run: str) -> str:
-    """Return the name of a run's job; empty if its record is damaged or missing."""
-    with suppress(StateError, UsageError):
-        return Ledger(table_log.storage, table_log.output, run).record().job
-    return ""
 
 
 def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:

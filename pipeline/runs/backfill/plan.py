@@ -343,7 +343,7 @@ class Drafting:
             failed = failed_before(self.storage, earlier)
         if self.job.output.mode == "append":
             refuse_other_rule(table_log, self.rule)
-            refuse_unknown_windows(table_log, self.rule, self.job.name)
+            refuse_unknown_windows(table_log, self.rule, self.job)
         outputs = materialised_windows(table_log, self.rule)
         outdated: frozenset[str] = frozenset()
         if options.reprocess == "changed":

@@ -17,7 +17,7 @@ from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, InputError, ObjectMissingError, StateError
 from pipeline.report.humanize import plural
-from pipeline.runs.driver.job_changes import has_same_rows, stored_job
+from pipeline.runs.driver.job_changes import may_have_same_rows, stored_job
 from pipeline.runs.ledger.keys import folders_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
@@ -149,15 +149,12 @@ def _planned_again(ledger: Ledger, job: Job, planned: set[str]) -> set[str]:
         job: The job of the plan.
         planned: The objects of the plan.
     """
-    stored = stored_job(ledger)
-    if stored is not None and not has_same_rows(stored, job):
+    if not may_have_same_rows(ledger, job):
         return set()
     try:
         return planned & _read_objects(ledger.plan())
-    except StateError:
+    except (StateError, ObjectMissingError):
         return planned
-    except ObjectMissingError:
-        return set() if stored is None else planned  # An ingest has neither job nor plan.
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from partitioning import Plan, PlanningError, PlanRequest
 from partitioning.listing import list_objects
 from pipeline.config.job import Job
-from pipeline.errors import InputError, JobError, ObjectMissingError, StateError
+from pipeline.errors import InputError, JobError, ObjectMissingError, StateError, UsageError
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.overlap import normalize_uris
 from pipeline.runs.driver.tables import pinned_request
@@ -63,6 +63,23 @@ def stored_job(ledger: Ledger) -> Job | None:
         return ledger.job()
     except UNREADABLE:
         return None
+
+
+def may_have_same_rows(ledger: Ledger, job: Job) -> bool:
+    """Whether a run may have made the rows that a job makes (see `has_same_rows`).
+
+    It may if its stored job is damaged or missing; an ingest, which is no run, has not.
+    """
+    stored = stored_job(ledger)
+    if stored is not None:
+        return has_same_rows(stored, job)
+    try:
+        ledger.record()
+    except UsageError:
+        return False
+    except StateError:
+        pass
+    return True
 
 
 def is_same_job(stored: Job, job: Job) -> bool:

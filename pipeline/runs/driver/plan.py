@@ -502,6 +502,7 @@ class _NewRun:
         in_place = find_in_place(job, self.storage, self.code, again=again, settle=True)
         if in_place is not None and in_place.done_by:
             return self._done(in_place)
+        mode = self.rebuild.mode(wanted=again)
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
             # Only published runs count: what they appended is not appended again.
@@ -521,7 +522,7 @@ class _NewRun:
             note = f"the output already has all {plural(unchanged, 'object')} of the input"
             notes = (note, *_replaced_tables_notes(previous.record(), planning.tables.versions))
             return PreparedRun(previous, before, self.code, False, notes)
-        return self._store(job, planning, days.result())
+        return self._store(job, planning, mode, days.result())
 
     def _done(self, in_place: InPlace) -> PreparedRun:
         """Return the run that has made all files of an output that is its own input."""
@@ -533,7 +534,9 @@ class _NewRun:
         note = f"{nothing.message}; {nothing.hint}"
         return PreparedRun(ledger, plan, self.code, False, (note,), is_contained=True)
 
-    def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> PreparedRun:
+    def _store(
+        self, job: Job, planning: PlannedInput, mode: str, abort_days: float | None
+    ) -> PreparedRun:
         result, tables = planning.result, planning.tables.versions
         plan = result.plan
         code, same = self._code_of_run(job, plan, tables)
@@ -546,7 +549,6 @@ class _NewRun:
         if skips:
             run = run_id(plan, job, code, tables=tables, skips=True, sees=sees)
         is_new = run not in self._known
-        mode = self.rebuild.mode(wanted=self.resume.rebuild)
         manifest = self._prepare_output(job, planning.probe, plan, run, mode)
         if planning.version not in (None, manifest.number):
             raise ConflictError(

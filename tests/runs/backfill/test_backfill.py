@@ -18,7 +18,7 @@ from typing_extensions import override
 from partitioning import ObjectInfo
 from partitioning.errors import WindowError
 from pipeline.config.job import Job
-from pipeline.errors import ConflictError, RunCancelledError, UsageError
+from pipeline.errors import ConflictError, InputError, RunCancelledError, UsageError
 from pipeline.runs.backfill.driver import BackfillDriver
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import WindowSelection, create
@@ -761,9 +761,46 @@ def test_windows_of_another_rule_are_not_appended_over_those_of_a_backfill(world
     assert_frame_equal(world.rows(), world.expected())
 
 
+def failed_run(world: Days, job: Job) -> str:
+    """Let a backfill of a job fail, and then fix what its transform lacks; return its run."""
+    with pytest.raises(BackfillIncompleteError):
+        world.run(job)
+    [own] = [record.run for record in runs_of(world.storage, world.output) if record.backfill]
+    (world.root / "fixed").touch()
+    return own
+
+
+def test_a_run_of_a_backfill_is_not_appended_over_a_whole_run(world: Days) -> None:
+    job = failing(world, *map(str, LEAP), output={"uri": world.output, "mode": "append"})
+    own = failed_run(world, job)
+    run_serially(job, world.settings, world.storage)
+    with pytest.raises(ConflictError, match="already, which run"):
+        run_serially(job, world.settings, world.storage, ResumeOptions(run=own))
+    assert world.rows().height == 10 * len(LEAP)
+
+
+def test_a_whole_run_is_not_appended_over_a_run_of_a_backfill(world: Days) -> None:
+    job = failing(world, *map(str, LEAP), output={"uri": world.output, "mode": "append"})
+    own = failed_run(world, job)
+    run_serially(job, world.settings, world.storage, ResumeOptions(run=own))
+    with pytest.raises(InputError, match=own):
+        run_serially(job, world.settings, world.storage)
+    assert world.rows().height == 10 * len(LEAP)
+
+
 def test_windows_are_not_appended_where_folders_do_not_name_them(world: Days) -> None:
     job = world.job(output={"uri": world.output, "mode": "append", "partition_by": ["id"]})
     run_serially(job, world.settings, world.storage)
+    for same in (job, job.model_copy(update={"name": "renamed"})):
+        with pytest.raises(UsageError, match="do not name their windows"):
+            world.draft(same)
+
+
+@pytest.mark.parametrize("name", ["run.json", "job.yaml"])
+def test_windows_are_not_appended_after_a_damaged_run(world: Days, name: str) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append", "partition_by": ["id"]})
+    run = run_serially(job, world.settings, world.storage).run
+    (world.root / "out.chunkmap" / "runs" / run / name).write_bytes(b"")
     with pytest.raises(UsageError, match="do not name their windows"):
         world.draft(job)
 

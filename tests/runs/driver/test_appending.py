@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from pipeline.config.job import Job
-from pipeline.errors import ConflictError, InputError
+from pipeline.errors import ConflictError, InputError, StateError
+from pipeline.runs.driver import plan
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
@@ -272,6 +273,37 @@ def test_a_run_that_was_published_without_a_chunk(small: Small) -> None:
         small.run(small.job("fails"), replan=True)
     assert "c.parquet" not in str(refused.value)
     assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+@pytest.mark.parametrize("name", ["run.json", "job.yaml", "plan.arrow"])
+def test_a_damaged_run_has_appended_its_objects(small: Small, name: str) -> None:
+    first = small.run(small.job())
+    (small.root / "out.chunkmap" / "runs" / first.run / name).write_bytes(b"")
+    write(small, "c")
+    with pytest.raises((InputError, StateError)):
+        small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_another_run_that_is_published_while_one_plans(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.run(small.job())
+    write(small, "c")
+    real, others = plan.plan_input, []
+
+    def plan_meanwhile(*args: Any, **options: Any) -> plan.PlannedInput:
+        planned = real(*args, **options)
+        monkeypatch.setattr(plan, "plan_input", real)
+        write(small, "d")
+        others.append(small.run(small.job()))
+        return planned
+
+    monkeypatch.setattr(plan, "plan_input", plan_meanwhile)
+    with pytest.raises(InputError, match=r"c\.parquet"):
+        small.run(small.job())
+    assert others[0].mapped == 2
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202, 300, 301, 302]
 
 
 def test_a_run_that_was_given_up_for_a_new_plan(small: Small) -> None:

@@ -14,7 +14,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from partitioning import PlanRequest, plan_dataset
-from pipeline.config.job import Job
+from pipeline.config.job import Input, Job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import (
     ConflictError,
@@ -318,7 +318,11 @@ def test_a_second_run_to_an_output_in_mode_error_is_refused(world: World) -> Non
 def test_append_and_overwrite_whole_runs(world: World) -> None:
     output = {"uri": f"file://{world.output}/"}
     world.run(world.job("double"))
-    world.run(world.job("double", output=output | {"mode": "append"}))
+    appended = world.job("double", output=output | {"mode": "append"})
+    assert world.run(appended).mapped == 0
+    assert plain.published(world.output).height == 100
+    source = {"uri": f"file://{world.root}/in/", "filter": [["id", ">=", 0]]}
+    world.run(appended.model_copy(update={"input": Input.model_validate(source)}))
     assert plain.published(world.output).height == 200
     world.run(world.job("odd", output=output | {"mode": "overwrite"}))
     expected = plain.mapped(world.chunks(), FUNCTIONS["odd"])
