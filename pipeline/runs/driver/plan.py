@@ -505,9 +505,10 @@ class _NewRun:
         mode = self.rebuild.mode(wanted=again)
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
-            # Only published runs count: what they appended is not appended again.
-            previous = self.published[-1] if self.published else previous
-            changes = job.input.model_copy(update={"changed_only": bool(self.published)})
+            # Only what the output has counts: it is not appended again.
+            present = self._present()
+            previous = present[-1] if present else previous
+            changes = job.input.model_copy(update={"changed_only": bool(present)})
             job = job.model_copy(update={"input": changes})
         before = _plan_of(previous) if previous else None
         with ThreadPoolExecutor(1) as pool:
@@ -523,6 +524,14 @@ class _NewRun:
             notes = (note, *_replaced_tables_notes(previous.record(), planning.tables.versions))
             return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, mode, days.result())
+
+    def _present(self) -> list[Ledger]:
+        """Return the published runs that the current version has; others were rolled back."""
+        if not self.published:
+            return []
+        manifest = TableLog(self.storage, self.published[0].output).manifest()
+        runs = {entry.run for entry in manifest.commits}
+        return [ledger for ledger in self.published if ledger.run in runs]
 
     def _done(self, in_place: InPlace) -> PreparedRun:
         """Return the run that has made all files of an output that is its own input."""
@@ -559,9 +568,8 @@ class _NewRun:
         further = []
         for name in list(job.outputs)[1:]:
             own, probe = job.of_output(name), planning.probe.of_output(name)
-            other = self._prepare_output(own, probe, plan, run, own.output.mode)
-            if own.output.mode == "append":
-                _refuse_uneven(job, manifest, own, other, self.published)
+            even = partial(_refuse_uneven, job, manifest, own, earlier=self.published)
+            other = self._prepare_output(own, probe, plan, run, own.output.mode, compare=even)
             columns = tuple(probe.result_columns)
             further.append(FurtherOutput(own.output.uri, own.output.mode, other.number, columns))
         notes = (
@@ -594,7 +602,16 @@ class _NewRun:
             ledger, plan, self.code, is_new, notes if is_new else (), self._last_speed()
         )
 
-    def _prepare_output(self, job: Job, probe: Probe, plan: Plan, run: str, mode: str) -> Manifest:
+    def _prepare_output(
+        self,
+        job: Job,
+        probe: Probe,
+        plan: Plan,
+        run: str,
+        mode: str,
+        *,
+        compare: Callable[[Manifest], None] = lambda _: None,
+    ) -> Manifest:
         """Check an output before its run is stored, and finish open claims of others.
 
         Args:
@@ -603,6 +620,7 @@ class _NewRun:
             plan: Plan of its input.
             run: Id of the run.
             mode: Mode of the run.
+            compare: Compares the manifest of an output that is appended to with that of the first.
 
         Returns:
             The current manifest of the output.
@@ -616,6 +634,7 @@ class _NewRun:
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [run])
         if job.output.mode == "append":
+            compare(manifest)
             # A run that was published without some chunks, or whose driver died, is not noted as
             # published; what the manifest lists of it counts.
             refuse_appending_again(table_log, manifest, job, plan, run)

@@ -201,6 +201,35 @@ def test_an_object_whose_rows_were_taken_away_may_come_again(small: Small) -> No
     assert values(small) == [0, 1, 2, 100, 101, 102, 210, 211, 212]
 
 
+def test_objects_whose_rows_were_rolled_back_come_again(small: Small) -> None:
+    small.run(small.job())
+    write(small, "c")
+    small.run(small.job())
+    rollback(TableLog(small.storage, small.output))
+    write(small, "d")
+    small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202, 300, 301, 302]
+
+
+def test_everything_comes_again_after_a_rollback_of_everything(small: Small) -> None:
+    small.run(small.job())
+    rollback(TableLog(small.storage, small.output))
+    write(small, "c")
+    small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_run_that_was_rolled_back_is_not_said_to_be_there(small: Small) -> None:
+    small.run(small.job())
+    write(small, "c")
+    second = small.run(small.job())
+    rollback(TableLog(small.storage, small.output))
+    summary = small.run(small.job())
+    assert summary.run == second.run
+    assert not any("already has" in note for note in summary.notes)
+    assert any("rolled back since; to restore it" in note for note in summary.notes)
+
+
 def test_a_bad_object_that_was_repaired_is_new(small: Small) -> None:
     (small.root / "in" / "bad.parquet").write_bytes(b"PAR1 is what it is not")
     source = {"uri": small.input, "on_bad_object": "skip"}
