@@ -194,6 +194,10 @@ def never() -> bool:
     return False
 
 
+def accept_any(manifest: Manifest) -> None:
+    """Accept any manifest: commits may be claimed on top of it."""
+
+
 def publish(
     table_log: TableLog, draft: Commit, accepted: int = 0, *, widens: Callable[[], bool] = never
 ) -> Published:
@@ -207,6 +211,7 @@ def publish_all(
     accepted: int = 0,
     *,
     widens: Callable[[], bool] = never,
+    compare: Callable[[Manifest], None] = accept_any,
 ) -> Published:
     """Publish several commits together, exactly once, in one manifest.
 
@@ -216,6 +221,8 @@ def publish_all(
             takes its place; published commits stay as they are.
         accepted: Number of the manifest up to which commits after the base are no conflicts.
         widens: Returns whether the output may get new columns, or wider types; called if needed.
+        compare: Called with the manifest on top of which the commits are to be claimed; raises if
+            they must not be.
 
     Raises:
         SchemaChangedError: Files that stay in the output have other columns.
@@ -225,7 +232,7 @@ def publish_all(
     """
     pointer = table_log.head()
     commits = freeze(table_log, drafts, widens, pointer[0].current)
-    return _claim_and_finish(table_log, commits, accepted, widens, pointer)
+    return _claim_and_finish(table_log, commits, accepted, widens, pointer, compare=compare)
 
 
 def _refuse_columns(
@@ -295,6 +302,8 @@ def _claim_and_finish(
     accepted: int,
     widens: Callable[[], bool],
     pointer: tuple[Head, str | None],
+    *,
+    compare: Callable[[Manifest], None],
 ) -> Published:
     names, already, writer = {commit.entry.name for commit in commits}, True, ""
     while True:
@@ -308,7 +317,7 @@ def _claim_and_finish(
                 head = Head.at(finished)
         if head.publishing is None:
             current = table_log.manifest(head.current)
-            unpublished = claimable(table_log, commits, current, accepted, widens)
+            unpublished = claimable(table_log, commits, current, accepted, widens, compare=compare)
             if not unpublished:
                 base = min(commit.base for commit in commits)
                 entries = [e for e in table_log.history(current.number, base) if e.name in names]
@@ -332,6 +341,8 @@ def claimable(
     current: Manifest,
     accepted: int,
     widens: Callable[[], bool],
+    *,
+    compare: Callable[[Manifest], None],
 ) -> list[Commit]:
     """Return the frozen commits that are to be published on top of the current manifest.
 
@@ -344,6 +355,7 @@ def claimable(
     published = {entry.name for entry in entries}
     unpublished = [commit for commit in commits if commit.entry.name not in published]
     if unpublished:
+        compare(current)
         _refuse_replaced(table_log, unpublished, entries, current)
         _refuse_conflicts(table_log, unpublished, current, accepted)
         _refuse_changed(table_log, unpublished, current)

@@ -24,8 +24,8 @@ from pipeline.table.decision import (
 )
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Claim, Commit, Head
-from pipeline.table.publish import claimable, freeze, never
+from pipeline.table.manifest import Claim, Commit, Head, Manifest
+from pipeline.table.publish import accept_any, claimable, freeze, never
 
 MAX_WITHDRAWN = 5
 """Number of decisions that other processes may withdraw before a publisher gives up."""
@@ -41,6 +41,9 @@ class OutputCommit:
     """Number of the manifest up to which commits after the base are no conflicts."""
     widens: Callable[[], bool] = never
     """Returns whether the output may get new columns, or wider types."""
+    compare: Callable[[Manifest], None] = accept_any
+    """Called with the manifest on top of which the commit is to be claimed; raises if it must not
+    be."""
 
 
 def publish_outputs(parts: Sequence[OutputCommit], run: str) -> None:
@@ -172,7 +175,9 @@ def _claim(part: OutputCommit, uri: str) -> Claim | None:
                 raise
             continue
         current = log.manifest(head.current)
-        if not claimable(log, [part.commit], current, part.accepted, part.widens):
+        if not claimable(
+            log, [part.commit], current, part.accepted, part.widens, compare=part.compare
+        ):
             return None
         claim = Claim(base=head.current, commits=(name,), decision=uri)
         # If another process wins the race, repeat with its state.

@@ -9,7 +9,7 @@ from pipeline.table.log import TableLog
 from tests.support.faulty_storage import Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import copied
-from tests.support.runs_by_hand import OUTPUT, Run, plan_of, run_of
+from tests.support.runs_by_hand import OUTPUT, Run, job_of_run, plan_of, run_of, run_of_job
 
 PLAN = plan_of(3, folders=(0, 1))
 OTHER = plan_of(4, folders=(1, 2))
@@ -22,8 +22,8 @@ def publish(run: Run) -> int:
 
 
 def published(backend: MemoryBackend, plan: Plan, mode: str, code: str = "code") -> Run:
-    """A run, mapped and published."""
-    run = run_of(backend.storage(), plan, mode, code)
+    """A run of a job of its own, mapped and published."""
+    run = run_of_job(backend.storage(), job_of_run(mode, plan, code), plan, code)
     run.complete()
     publish(run)
     return run

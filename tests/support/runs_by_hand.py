@@ -123,7 +123,11 @@ class Run:
 
 def run_of(storage: Storage, plan: Plan, mode: str = "error", code: str = "code") -> Run:
     """A run of the output, made on top of what is current."""
-    job = job_of(mode)
+    return run_of_job(storage, job_of(mode), plan, code)
+
+
+def run_of_job(storage: Storage, job: Job, plan: Plan, code: str) -> Run:
+    """A run of a job, made on top of what is current."""
     base = TableLog(storage, job.output.uri).head()[0].current
     return Run(storage, Ledger.create(storage, job, plan, code, base), plan)
 

@@ -31,7 +31,7 @@ from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import copied, ids
 from tests.support.publishing import MODES, PLAN
-from tests.support.runs_by_hand import INPUT, Run, job_of, plan_of
+from tests.support.runs_by_hand import INPUT, Run, job_of_run, plan_of, run_of_job
 
 FIRST, SECOND = "s3://out/first/", "s3://out/second/"
 BOTH = (FIRST, SECOND)
@@ -106,10 +106,8 @@ def several_on(storage: Storage, mode: str, plan: Plan, code: str) -> Several:
 
 def single(backend: MemoryBackend, output: str, mode: str, code: str = "single") -> Run:
     """A run of another job to one of the outputs, mapped."""
-    storage = backend.storage()
-    base = TableLog(storage, output).head()[0].current
-    ledger = Ledger.create(storage, job_of(mode, output), EARLIER, code, base)
-    run = Run(storage, ledger, EARLIER)
+    job = job_of_run(mode, EARLIER, code, output)
+    run = run_of_job(backend.storage(), job, EARLIER, code)
     run.complete()
     return run
 

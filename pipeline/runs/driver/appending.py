@@ -7,7 +7,7 @@ overwrites and reads only changed objects (`input.changed_only`) would drop the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import polars as pl
 
@@ -76,6 +76,22 @@ def refuse_appended_since(table_log: TableLog, manifest: Manifest, ledger: Ledge
             _appended_text(table_log.output, appended),
             hint="append what is new in the input: chunkmap run JOB.yaml",
         )
+
+
+def compared_since(
+    table_log: TableLog, manifest: Manifest, ledger: Ledger
+) -> Callable[[Manifest], None]:
+    """Compare a run with a manifest, and return what compares it with later ones.
+
+    Others may publish until it is claimed. Arguments and errors as of `refuse_appended_since`.
+    """
+    refuse_appended_since(table_log, manifest, ledger)
+
+    def compare(current: Manifest) -> None:
+        if current.number != manifest.number:
+            refuse_appended_since(table_log, current, ledger)
+
+    return compare
 
 
 def refuse_windows_since(table_log: TableLog, manifest: Manifest, ledger: Ledger) -> None:

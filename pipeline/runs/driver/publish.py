@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import polars as pl
@@ -12,7 +13,7 @@ from partitioning.window_inputs import windows_of_plan
 from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
-from pipeline.runs.driver.appending import refuse_appended_since
+from pipeline.runs.driver.appending import compared_since
 from pipeline.runs.driver.check_stage import CheckStage, refusal, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
@@ -129,7 +130,7 @@ def publish_run(
     # What checks need to know was measured on the results of chunks.
     measured = progress.completions if job.output.merges else done
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
-    publish = publish_all if together or rule is None else _publish_without_conflicts
+    publish: Callable[..., Published] = publish_all if together else _publish_without_conflicts
     columns = result_columns(progress, measured)
     checking = CheckStage(
         *(storage, ledger, table_log, ledger.checks(), record),
@@ -154,7 +155,7 @@ def publish_run(
             if not drafts:
                 break
             if rule is None:  # Windows are compared when they are claimed.
-                refuse_appended_since(table_log, manifest, ledger)
+                publish = partial(publish_all, compare=compared_since(table_log, manifest, ledger))
             result = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
             manifest = result.manifest
             published += result.commits

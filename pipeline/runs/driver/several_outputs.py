@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.config.job import Job
 from pipeline.errors import SchemaChangedError
-from pipeline.runs.driver.appending import refuse_appended_since
+from pipeline.runs.driver.appending import compared_since
 from pipeline.runs.driver.commit import files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting
 from pipeline.runs.driver.publish import finish_run
@@ -269,8 +269,6 @@ def _parts(outputs: Sequence[_RunOutput]) -> list[OutputCommit]:
         draft = _draft(output, names)
         if draft is None:
             continue
-        assert output.manifest is not None, "the outputs were looked at"
-        refuse_appended_since(output.table_log, output.manifest, output.ledger)
         frozen = freeze_part(draft)
         if not parts:
             # It may have been frozen before other attempts were stored; all outputs go by it.
@@ -292,8 +290,10 @@ def _draft(output: _RunOutput, released: Sequence[str]) -> OutputCommit | None:
         windows={},
     )
     drafts = drafting.drafts(output.entries, released, without_failed=False)
-    accepted, widens = ledger.accepted(), ledger.widens
-    return next((OutputCommit(output.table_log, d, accepted, widens) for d in drafts), None)
+    assert output.manifest is not None, "the outputs were looked at"
+    compare = compared_since(output.table_log, output.manifest, ledger)
+    rules = (ledger.accepted(), ledger.widens, compare)
+    return next((OutputCommit(output.table_log, d, *rules) for d in drafts), None)
 
 
 def _choose_frozen(outputs: Sequence[_RunOutput], files: pl.DataFrame) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,22 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, InputError, StateError
-from pipeline.runs.driver import plan
+from pipeline.runs.driver import plan, publish
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.batch import Batch, map_batch
+from pipeline.storage import Storage
 from pipeline.table.log import TableLog
-from pipeline.table.publish import rollback
+from pipeline.table.publish import Published, rollback
+from tests.support.faulty_storage import Faulty, KilledError, dies_at
+from tests.support.instants import instants
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.outputs import copied, rows, visible
+from tests.support.publishing import requests
+from tests.support.runs_by_hand import plan_of, run_of
 from tests.support.small import Small
 
 TRANSFORMS = """
@@ -380,3 +389,37 @@ def test_a_newer_plan_that_an_older_run_has_overtaken(small: Small) -> None:
     small.run(small.job(), run=first)
     small.run(small.job())
     assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_run_that_is_published_between_the_comparison_and_the_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both have the same first chunks; the other driver may die at any instant."""
+    backend = MemoryBackend()
+    first, second = (run_of(backend.storage(), plan_of(n), "append") for n in (2, 3))
+    for run in (first, second):
+        run.complete()
+    outcomes = set()
+    for number in (0, *instants(requests(backend, second)), None):
+        copy, real = copied(backend), publish.publish_all
+
+        def publish_meanwhile(
+            *args: Any,
+            number: int | None = number,
+            copy: MemoryBackend = copy,
+            real: Callable[..., Published] = real,
+            **options: Any,
+        ) -> Published:
+            monkeypatch.setattr(publish, "publish_all", real)
+            script = (lambda n, name: None) if number is None else dies_at(number, "after")
+            dying = Storage({"s3": Faulty(copy, script, KilledError)}, AT_ONCE)
+            with suppress(KilledError):
+                publish_run(dying, second.again(dying).ledger)
+            return real(*args, **options)
+
+        monkeypatch.setattr(publish, "publish_all", publish_meanwhile)
+        storage = copy.storage()
+        with suppress(ConflictError):
+            publish_run(storage, first.again(storage).ledger)
+        outcomes.add(tuple(rows(visible(copy))))
+    assert outcomes == {tuple(range(4)), tuple(range(6))}

@@ -25,6 +25,7 @@ from pipeline.runs.admin.vacuum import discard_run, vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.backfill.vacuum_state import vacuum_state
+from pipeline.runs.driver import several_outputs
 from pipeline.runs.driver.debug import find_chunk
 from pipeline.runs.driver.dry_run import try_transform
 from pipeline.runs.driver.job_changes import is_same_job
@@ -204,6 +205,25 @@ def test_a_run_is_not_published_over_a_newer_plan(small: Small) -> None:
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-3"))
     small.write("3.parquet", numbers(3 * ROWS))
     small.run(job(small, mode="append"), replan=True)
+    with pytest.raises(ConflictError, match="3 objects"):
+        publish_several(small.storage, planned.ledger)
+    assert published(small) == {"even": list(range(0, 16, 2)), "odd": list(range(1, 16, 2))}
+
+
+def test_a_newer_plan_that_is_published_before_the_claim(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_run(job(small, mode="append"), small.settings, small.storage, ResumeOptions())
+    map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-3"))
+    real = several_outputs.publish_outputs
+
+    def publish_meanwhile(*args: Any) -> None:
+        monkeypatch.setattr(several_outputs, "publish_outputs", real)
+        small.write("3.parquet", numbers(3 * ROWS))
+        small.run(job(small, mode="append"), replan=True)
+        real(*args)
+
+    monkeypatch.setattr(several_outputs, "publish_outputs", publish_meanwhile)
     with pytest.raises(ConflictError, match="3 objects"):
         publish_several(small.storage, planned.ledger)
     assert published(small) == {"even": list(range(0, 16, 2)), "odd": list(range(1, 16, 2))}
