@@ -26,7 +26,7 @@ from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.rules import Act, Rule
 from tests.servers.fixtures import moto, seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server, backend_of
-from tests.support.runs_by_hand import Run, job_of, plan_of
+from tests.support.runs_by_hand import Run, job_of_run, plan_of
 
 PLAN, OTHER = plan_of(3, folders=(0, 1)), plan_of(4, folders=(1, 2))
 
@@ -44,7 +44,7 @@ class S3Output:
         return Storage({"s3": backend_of(access)})
 
     def run(self, plan: Plan, mode: str, code: str) -> Run:
-        storage, job = self.storage(), job_of(mode, self.uri)
+        storage, job = self.storage(), job_of_run(mode, plan, code, self.uri)
         table = job.output.model_copy(update={"table": Table(format="delta")})
         base = TableLog(storage, self.uri).head()[0].current
         job = job.model_copy(update={"output": table})
