@@ -44,6 +44,7 @@ def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, Outp
     windows = {label: OutputWindow(e.run, e.code, e.inputs) for label, e in own.items()}
     if not others:
         return windows
+    missing = {entry.run: entry.missing for entry in others.values() if entry.window is None}
     files = table_log.snapshot(manifest).select("key", "commit")
     newest = {label: rank[entry.name] for label, entry in own.items()}
     for label in _emptied(own, others, set(files["commit"].unique())):
@@ -54,7 +55,8 @@ def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, Outp
         is_copy = entry.mode == "restore" and label in windows
         counts = entry.window is None or label in own
         if rank[commit] > newest.get(label, -1) and counts and not is_copy:
-            windows[label] = OutputWindow(run_of(commit), "", "")
+            run = run_of(commit)
+            windows[label] = OutputWindow(run, "", "", missing.get(run, 0))
             newest[label] = rank[commit]
     return windows
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from partitioning.windows import Window
 from pipeline.config.job import Job, keys_at_default
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.records import Reprocess
 from pipeline.runs.transforms.fingerprint import scheme_of
 
@@ -69,6 +70,15 @@ class OutputWindow:
     """Fingerprint of the transform that made it; empty if unknown."""
     inputs: str
     """Digest of the objects and options it was made from; empty if unknown."""
+    missing: int = 0
+    """Number of chunks that its run lacks, if that was published as a whole."""
+
+    @property
+    def source(self) -> str:
+        """Its run, and what that lacks, for messages."""
+        if not self.missing:
+            return f"run {self.run}"
+        return f"run {self.run} without {plural(self.missing, 'chunk')}: chunkmap retry {self.run}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,7 @@ class WindowSelector:
         if self.reprocess == "failed" and not self.appends:
             return None
         if self.reprocess in ("missing", "failed"):
-            return f"done by run {output.run}"
+            return f"done by {output.source}"
         is_same_code = output.code == self.code or (
             self.accept_scheme and self._is_of_other_scheme(label)
         )

@@ -31,6 +31,7 @@ from pipeline.runs.driver.commit import files_of
 from pipeline.runs.driver.plan import PlannedInput, ResumeOptions, plan_input, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.batch import Batch, map_batch
@@ -803,6 +804,21 @@ def test_windows_are_not_appended_after_a_damaged_run(world: Days, name: str) ->
     (world.root / "out.chunkmap" / "runs" / run / name).write_bytes(b"")
     with pytest.raises(UsageError, match="do not name their windows"):
         world.draft(job)
+
+
+def test_windows_of_a_run_that_lacks_chunks_say_so(world: Days) -> None:
+    job = failing(world, "2024-02-29")
+    with pytest.raises(RunIncompleteError) as caught:
+        run_serially(job, world.settings, world.storage)
+    run = caught.value.summary.run
+    ledger = Ledger(world.storage, world.output, run)
+    publish_run(world.storage, ledger, without_failed=True)
+    reasons = dict(world.draft(job).windows.select("label", "skipped").iter_rows())
+    assert reasons["2024-02-28"] == f"done by run {run} without 2 chunks: chunkmap retry {run}"
+    (world.root / "fixed").touch()
+    run_serially(job, world.settings, world.storage, ResumeOptions(run=run))
+    reasons = dict(world.draft(job).windows.select("label", "skipped").iter_rows())
+    assert set(reasons.values()) == {f"done by run {run}"}
 
 
 def test_failed_does_not_append_what_was_published_since(world: Days) -> None:
