@@ -25,12 +25,14 @@ from pipeline.ingest.store import IngestRecord, IngestStore, PageRecord, find_in
 from pipeline.ingest.vacuum import discard_ingests, expire_ingests, ingest_states
 from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
+from pipeline.runs.driver.appending import refuse_appended_since, refuse_appending_again
 from pipeline.storage import Storage
 from tests.ingest.conftest import OUTPUT, PAGES, World, orders
 from tests.servers.api import Reply
 from tests.support.faulty_storage import Fault, Faulty, at
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE
+from tests.support.runs_by_hand import plan_of, run_of
 
 Worlds = Callable[..., World]
 
@@ -650,3 +652,13 @@ def test_an_ingest_that_is_given_up_while_it_publishes_is_there_once(
         vacuum(storage, OUTPUT, older_than=0.0, others={}, discard=ids)
         it.ingest(**changes)
         assert it.frame().equals(expected(5))
+
+
+def test_a_run_may_append_to_what_an_ingest_has_appended(world: Worlds) -> None:
+    it = world(8, by="page")
+    run = run_of(it.backend.storage(), plan_of(2), "append")
+    run.complete()
+    it.ingest(output={"mode": "append"})
+    log = it.table_log
+    refuse_appended_since(log, log.manifest(), run.ledger)
+    refuse_appending_again(log, log.manifest(), run.ledger.job(), run.plan, run.ledger.run)

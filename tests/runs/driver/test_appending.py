@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.batch import Batch, map_batch
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
-from pipeline.table.publish import Published, rollback
+from pipeline.table.publish import Published, publish_all, rollback
 from tests.support.faulty_storage import Faulty, KilledError, dies_at
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -401,21 +400,20 @@ def test_a_run_that_is_published_between_the_comparison_and_the_claim(
         run.complete()
     outcomes = set()
     for number in (0, *instants(requests(backend, second)), None):
-        copy, real = copied(backend), publish.publish_all
+        copy = copied(backend)
 
         def publish_meanwhile(
             *args: Any,
             number: int | None = number,
             copy: MemoryBackend = copy,
-            real: Callable[..., Published] = real,
             **options: Any,
         ) -> Published:
-            monkeypatch.setattr(publish, "publish_all", real)
+            monkeypatch.setattr(publish, "publish_all", publish_all)
             script = (lambda n, name: None) if number is None else dies_at(number, "after")
             dying = Storage({"s3": Faulty(copy, script, KilledError)}, AT_ONCE)
             with suppress(KilledError):
                 publish_run(dying, second.again(dying).ledger)
-            return real(*args, **options)
+            return publish_all(*args, **options)
 
         monkeypatch.setattr(publish, "publish_all", publish_meanwhile)
         storage = copy.storage()

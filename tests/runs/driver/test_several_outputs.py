@@ -215,13 +215,12 @@ def test_a_newer_plan_that_is_published_before_the_claim(
 ) -> None:
     planned = plan_run(job(small, mode="append"), small.settings, small.storage, ResumeOptions())
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("by-hand", "0-3"))
-    real = several_outputs.publish_outputs
 
     def publish_meanwhile(*args: Any) -> None:
-        monkeypatch.setattr(several_outputs, "publish_outputs", real)
+        monkeypatch.setattr(several_outputs, "publish_outputs", publish_outputs.publish_outputs)
         small.write("3.parquet", numbers(3 * ROWS))
         small.run(job(small, mode="append"), replan=True)
-        real(*args)
+        publish_outputs.publish_outputs(*args)
 
     monkeypatch.setattr(several_outputs, "publish_outputs", publish_meanwhile)
     with pytest.raises(ConflictError, match="3 objects"):
