@@ -29,7 +29,8 @@ class Case:
         chunks: Of equal size.
         stored_bytes: Of the columns that are read, over all chunks.
         files: Objects of the input.
-        rows: For rows a second; 0 if they are not known.
+        rows: For rows a second, and for what chunks that are combined cost; 0 if they are not
+            known.
         wait_seconds: Seconds that the transform waits on each chunk, in addition to computing.
         prefixes: Over which input and output are spread: S3 limits requests on each.
         batches: The engine's settings.

@@ -120,6 +120,9 @@ class Costs:
     def chunk_cpu(self) -> float:
         """Seconds of a core."""
         worker = self.parameters.worker
+        if self.case.reduces and self.case.rows:
+            rows = self.case.rows / self.case.chunks
+            return worker.chunk_seconds + rows * worker.aggregate_row_seconds
         return worker.chunk_seconds + self.decoded_bytes * worker.byte_seconds
 
     def steps(self) -> Steps:

@@ -67,6 +67,8 @@ class Worker(_Section):
     """For each chunk, however small: reader, Polars query, encoder, hashes."""
     byte_seconds: Cost
     """For each decoded byte: a row-wise map, from Parquet to Parquet."""
+    aggregate_row_seconds: Cost
+    """For each row of a job that reduces: read, and grouped by a column of some hundred values."""
     flush_seconds: Cost
     """Seconds to store completions once, without the request."""
 

@@ -277,6 +277,7 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     with stopwatch() as large:
         result = map_batch(mapped.ledger.prefix, mapped.fingerprint, Batch("probe1", f"1-{count}"))
     each = small.cpu / 350
+    rows, aggregating = _aggregated(settings, storage, root)
     decoded = sum(chunk.decoded_bytes for chunk in mapped.plan.chunks(range(1, count)))
     stored = sum(chunk.stored_bytes for chunk in mapped.plan.chunks(range(1, count)))
     how = f"{count - 1} chunks of TPC-H lineitem, a row-wise map of seven columns"
@@ -288,11 +289,28 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
             "40 batches of one such chunk, less the chunks",
         ),
         "worker.byte_seconds": (max(0.0, large.cpu - (count - 1) * each) / decoded, how),
+        "worker.aggregate_row_seconds": (
+            max(0.0, aggregating.cpu - each) / rows,
+            f"a chunk of {rows:,} measurements, grouped by station",
+        ),
         "data.decoded_share": (decoded / stored, how),
         "data.output_share": (result.bytes_out / stored, how),
         "data.reads_per_chunk": (_reads(mapped), how),
         "driver.publish_file_seconds": (published.cpu / 440, "publishing 440 chunks"),
     }
+
+
+def _aggregated(settings: Settings, storage: Storage, root: str) -> tuple[int, Stopwatch]:
+    """Map a chunk of a job that reduces, after another one; returns its rows and what it took."""
+    card = ensure(storage, root, "measurements", "s")
+    functions = {"combine": "all_extremes", "finalize": "mean_extremes"}
+    reduce = {name: f"benchmarks.transforms:{function}" for name, function in functions.items()}
+    job = job_of(root, card.uri, "extremes", reduce=reduce)
+    planned = plan_run(job, settings, storage, ResumeOptions())
+    map_batch(planned.ledger.prefix, planned.fingerprint, Batch("probe0", "0-1"))
+    with stopwatch() as aggregating:
+        result = map_batch(planned.ledger.prefix, planned.fingerprint, Batch("probe1", "1-2"))
+    return result.rows_in, aggregating
 
 
 def _reads(mapped: PreparedRun) -> float:

@@ -140,6 +140,12 @@ def test_what_is_reduced_is_neither_staged_nor_completed() -> None:
     assert 0 < answer.phases["reducing"] < 2
 
 
+def test_rows_that_are_aggregated_are_not_charged_as_if_they_were_written() -> None:
+    costs = free(aggregate_row_seconds=1e-6, byte_seconds=1.0)
+    answer = simulate(case(1, 100, rows=1e7, reduces=True), costs)
+    assert answer.phases["mapping"] == pytest.approx(10)
+
+
 def test_many_files_are_planned_by_the_cluster() -> None:
     costly = free(plan_file_seconds=0.01)
     assert simulate(case(10, 10_000), costly).phases["planning"] == pytest.approx(100)
