@@ -118,6 +118,12 @@ def _identity(job: Job) -> dict[str, Any]:
     return normalize_uris(job).model_dump(exclude=exclude) | ({"checks": checks} if checks else {})
 
 
+def reads_alike(stored: Job, job: Job) -> bool:
+    """Whether two jobs read objects alike, so that both fail at the same ones, or skip them."""
+    then, now = (each.input.model_dump(include=_READING_KEYS) for each in (stored, job))
+    return then == now
+
+
 def _places(job: Job) -> tuple[dict[str, Any], dict[str, str]]:
     """Return which objects a job reads, and the URIs of its outputs by name."""
     job = normalize_uris(job)

@@ -56,6 +56,7 @@ from pipeline.runs.driver.job_changes import (
     has_same_job,
     input_changes,
     is_same_job,
+    reads_alike,
 )
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import is_in_place, refuse_nested_outputs, refuse_overlap
@@ -506,7 +507,7 @@ class _NewRun:
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
             # Only what the output has counts: it is not appended again.
-            present = self._present()
+            present = self._present(job)
             previous = present[-1] if present else previous
             changes = job.input.model_copy(update={"changed_only": bool(present)})
             job = job.model_copy(update={"input": changes})
@@ -525,13 +526,21 @@ class _NewRun:
             return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, mode, days.result())
 
-    def _present(self) -> list[Ledger]:
-        """Return the published runs that the current version has; others were rolled back."""
+    def _present(self, job: Job) -> list[Ledger]:
+        """Return the published runs whose objects need not be read again.
+
+        The current version has them; others were rolled back. None are returned if it lacks objects
+        that could not be read, and the job now reads objects in another way.
+        """
         if not self.published:
             return []
         manifest = TableLog(self.storage, self.published[0].output).manifest()
         runs = {entry.run for entry in manifest.commits}
-        return [ledger for ledger in self.published if ledger.run in runs]
+        lacking = {entry.run for entry in manifest.commits if entry.left_out}
+        present = [ledger for ledger in self.published if ledger.run in runs]
+        if any(e.run in lacking and not reads_alike(e.job(), job) for e in present):
+            return []
+        return present
 
     def _done(self, in_place: InPlace) -> PreparedRun:
         """Return the run that has made all files of an output that is its own input."""

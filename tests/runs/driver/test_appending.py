@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from partitioning import PlanningError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, InputError, StateError
 from pipeline.runs.driver import plan, publish
@@ -247,6 +248,19 @@ def test_a_bad_object_that_was_repaired_is_new(small: Small) -> None:
     small.write("bad.parquet", pl.DataFrame({"v": [7]}))
     small.run(small.job(input=source))
     assert values(small) == [0, 1, 2, 7, 100, 101, 102, 200, 201, 202]
+
+
+@pytest.mark.parametrize("more", [{}, {"on_bad_object": "skip", "types": {"v": "int64"}}])
+def test_an_object_that_was_skipped_is_not_forgotten(small: Small, more: dict[str, Any]) -> None:
+    """It may be readable with other settings, or is an error now."""
+    (small.root / "in" / "bad.parquet").write_bytes(b"PAR1 is what it is not")
+    skips = {"uri": small.input, "on_bad_object": "skip"}
+    small.run(small.job(input=skips))
+    assert small.run(small.job(input=skips)).mapped == 0
+    write(small, "c")
+    with pytest.raises((InputError, PlanningError)):
+        small.run(small.job(input={"uri": small.input, **more}))
+    assert values(small) == [0, 1, 2, 100, 101, 102]
 
 
 def test_a_reduce_holds_the_rows_of_all_its_objects(small: Small) -> None:
