@@ -260,6 +260,8 @@ def test_batches_of_the_simulation_are_measured_on_a_cluster(
 ) -> None:
     monkeypatch.setattr(probes_engine, "IDLE_SECONDS", 0.1)
     monkeypatch.setattr(probes_engine, "QUEUED", 6)
+    for name, value in world.settings.prefect.environment().items():
+        monkeypatch.setenv(name, value)  # `connect` sets them, and nobody else would remove them.
     pids = {service.name: service.pid for service in local.status(world.settings)}
     with talking_to(connect(world.settings.prefect), 1):
         runner: Any = task_runner(world.settings.dask, world.settings.s3.environment())

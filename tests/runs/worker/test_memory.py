@@ -202,7 +202,7 @@ def test_the_peak_of_a_process_is_that_since_the_last_look() -> None:
     take_peak()
     before = take_peak()
     # More than allocators of earlier tests may give back meanwhile.
-    with mmap(-1, 256 * MIB) as data:
+    with mmap(-1, 512 * MIB) as data:
         for page in range(0, len(data), PAGESIZE):
             data[page] = 1
     assert take_peak() >= before + 192 * MIB
