@@ -142,7 +142,7 @@ def _finished(engine: DaskExecutor, seconds: float) -> int:
             raise EngineUnavailableError(
                 f"batch {outcome.batch.name}, which does nothing, ended as {outcome.kind}: "
                 f"{outcome.detail}",
-                hint="look at the workers' log (`chunkmap logs`), then measure again",
+                hint="look at logs/dask.log in the state folder, then measure again",
             )
     return len(outcomes)
 

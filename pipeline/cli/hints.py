@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 _COMMAND = re.compile(
-    r"\bchunkmap (adopt|backfill|cancel|check|cluster|config|down|env|head|history|ingest|load|logs"
-    r"|pipeline|plan|publish|repair|report|retry|rollback|run|status|up|vacuum|verify)\b"
+    r"\bchunkmap (adopt|backfill|bench|cancel|check|cluster|config|demo|deploy|down|env|head"
+    r"|history|ingest|init|load|logs|pipeline|plan|publish|receive|repair|report|retry|rollback"
+    r"|run|status|up|vacuum|verify)\b"
 )
 """A command that reads the settings."""
 

@@ -11,7 +11,6 @@ from pipeline.cli.waiting import Waiting
 from pipeline.cluster import local
 from pipeline.config.layers import CREDENTIAL_VARIABLES
 from pipeline.config.settings import Settings, ignored_credentials, load_settings
-from pipeline.flows.server import no_server
 
 PREFECT_CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 """Variables with credentials of a Prefect server."""
@@ -60,6 +59,8 @@ def env(environment: str | None, *, prefect: bool = False, as_json: bool) -> Non
 
 def _prefect_variables(settings: Settings) -> dict[str, str]:
     if settings.prefect.api_url is None:
+        from pipeline.flows.server import no_server
+
         raise no_server()
     return settings.prefect.environment()
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-import httpx
 from cachetools import LRUCache, cached
 
 from pipeline.config.sections import PrefectSettings
@@ -249,6 +248,8 @@ def own_client_options() -> dict[str, Any]:
 
 @cached(LRUCache(maxsize=4), lock=Lock())
 def _tls_context(certificates: str | None) -> ssl.SSLContext:
+    import httpx
+
     if certificates:
         return ssl.create_default_context(cafile=certificates)
     return httpx.create_ssl_context()  # With the authorities that Prefect uses by default, too.

@@ -50,7 +50,9 @@ def parquet_frame(data: bytes, most: int) -> pl.DataFrame:
                 f"its rows have more than {most:,} bytes in memory (files.max_bytes)"
             )
         odd = _odd_columns(data, footer, types)
-        frame = _read(b"".join((MAGIC, data[len(MAGIC) :], write_footer(footer))), footer, odd)
+        frame = _read(
+            b"".join((MAGIC, memoryview(data)[len(MAGIC) :], write_footer(footer))), footer, odd
+        )
     except BadFooter as bad:
         raise _no_parquet(bad.args[1]) from None
     except ContentError:

@@ -36,7 +36,8 @@ ONE_PART_BYTES = 64 << 20
 """Maximum size in bytes of an upload with one part, whose digest is that of the object."""
 PART_BYTES = 32 << 20
 """Size of a part in bytes of larger ones: 10,000 parts reach 312 GiB. With 16 MiB, a thousand
-workers send more parts than Amazon takes for one prefix, and requests cost a quarter more."""
+workers send more parts than Amazon takes for one prefix: as simulated, a million outputs of 139 MB
+take 70 minutes instead of 57, and cost a third more."""
 MIN_COPY_BYTES = 5 << 20
 """Minimum size of a part that others follow.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
@@ -143,9 +144,8 @@ class Uploads:
             # Without the right to list, or while the service is away: the checks tell.
             with suppress(StorageError):
                 first, most = located[0][0].key, len(wanted) // CHECKS_PER_PAGE
-                for page in islice(self._pages(at, first), most):
-                    shown = {(item.uri, item.upload) for item in _uploads_of(at, page)}
-                    found |= shown & wanted
+                for page, _ in islice(self._pages(at, first), most):
+                    found |= {(item.uri, item.upload) for item in page} & wanted
                     if wanted <= found:
                         break
         return found
@@ -181,24 +181,20 @@ class Uploads:
 
     def under(self, prefix: str) -> Iterator[StagedObject]:
         """Yield the uploads whose keys start with the prefix."""
-        at = parse(prefix)
-        listed: set[tuple[str, str]] = set()
-        page: Mapping[str, Any] = {}
-        for page in self._pages(at):
-            for item in _uploads_of(at, page):
-                if (item.uri, item.upload) not in listed:
-                    listed.add((item.uri, item.upload))
-                    yield item
-        if page.get("IsTruncated"):
-            log.warning(
-                "%s: the server does not list more than %s of its unfinished uploads; abort "
-                "these, then list again",
-                at.uri,
-                f"{len(listed):,}",
-            )
+        at, count = parse(prefix), 0
+        for page, is_stuck in self._pages(at):
+            count += len(page)
+            yield from page
+            if is_stuck:
+                log.warning(
+                    "%s: the server does not list more than %s of its unfinished uploads; abort "
+                    "these, then list again",
+                    at.uri,
+                    f"{count:,}",
+                )
 
-    def _pages(self, at: Location, first: str = "") -> Iterator[Mapping[str, Any]]:
-        """Yield the pages of a listing; the last is truncated if the server lists no further.
+    def _pages(self, at: Location, first: str = "") -> Iterator[tuple[list[StagedObject], bool]]:
+        """Yield the uploads of each page of a listing, and whether the server lists no further.
 
         Args:
             at: The prefix.
@@ -208,9 +204,9 @@ class Uploads:
         markers: dict[str, str] = {}
         while True:
             page = self._s3.wait(self._page(at, markers))
-            yield page
-            before = len(listed)
-            listed.update((item.uri, item.upload) for item in _uploads_of(at, page))
+            found = {(item.uri, item.upload): item for item in _uploads_of(at, page)}
+            new = [item for name, item in found.items() if name not in listed]
+            listed |= found.keys()
             # Exactly the markers of the server: SeaweedFS pages by upload ids alone, and would
             # list only the key of a key marker.
             after = {
@@ -220,8 +216,10 @@ class Uploads:
             }
             if "KeyMarker" in after and after["KeyMarker"] < first[:-1]:
                 after = {"KeyMarker": first[:-1]}
-            is_stuck = after == markers or (markers and len(listed) == before)
-            if not page.get("IsTruncated") or is_stuck:
+            is_cut = bool(page.get("IsTruncated"))
+            is_stuck = is_cut and (after == markers or bool(markers and not new))
+            yield new, is_stuck
+            if is_stuck or not is_cut:
                 return
             markers = after
 

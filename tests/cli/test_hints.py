@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import typer
+from typer.main import get_command
 
 from pipeline.cli import cluster, demo, runs
 from pipeline.cli import ingest as ingesting
 from pipeline.cli import run as running
+from pipeline.cli.app import app
 from pipeline.cli.backfill import create
 from pipeline.cli.hints import command, given_environment, with_environment, with_values
 from pipeline.config.job import load_job
@@ -173,6 +175,18 @@ def test_hints_of_errors_name_the_environment(
     hint: str | None, arguments: list[str], shown: str | None
 ) -> None:
     assert with_environment(hint, given_environment(arguments)) == shown
+
+
+def test_every_command_that_takes_an_environment_is_known_in_hints() -> None:
+    def takes_one(command: Any) -> bool:
+        if hasattr(command, "commands"):
+            return any(map(takes_one, command.commands.values()))
+        return any("--environment" in parameter.opts for parameter in command.params)
+
+    for name, found in get_command(app).commands.items():  # type: ignore[attr-defined]
+        if not found.hidden:
+            said = with_environment(f"chunkmap {name}", "prod") != f"chunkmap {name}"
+            assert said == takes_one(found), name
 
 
 def test_the_environment_of_a_command_is_in_the_hint_of_its_error(shop: Path) -> None:
