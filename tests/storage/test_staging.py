@@ -208,3 +208,12 @@ def test_a_listing_is_given_up_where_others_lie_between(place: Place) -> None:
         patched.setattr(s3_copies, "PAGE_KEYS", 30)
         patched.setattr(s3_uploads, "PAGE", 30)
         assert place.storage.missing(some) == []
+
+
+def test_all_of_many_are_dropped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_copies, "DELETED_KEYS", 3)
+    staged = [stage(place, f"{n}", b"x") for n in range(8)]
+    kept = stage(place, "kept", b"x")
+    place.storage.abort(staged)
+    assert place.storage.missing([*staged, kept]) == staged
+    assert [item.uri for item in place.storage.staged_under(place.prefix, place.area)] == [kept.uri]
