@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_several_run_at_once_and_can_be_killed() -> None:
     sleeper.kill()
     assert sleeper.wait(60) == -9
     assert sleeper.has_ended
+
+
+def test_one_that_has_ended_is_sent_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have its id by now."""
+    with start(code="") as running:
+        assert select.select([running._process._status], [], [], 60)[0], "it ends"
+        monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
+        running.kill()
+    assert running.returncode == 0
 
 
 def test_a_program_forks_for_those_who_start_it(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ class Forked:
         return self._code is not None
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal, by default -9, unless it has ended."""
-        if self._code is None:
+        """Send a signal, by default -9, unless it has ended: another may have its id by now."""
+        if not self.has_ended:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
