@@ -14,58 +14,51 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import obstore
 from obstore.store import S3Store
 
 from benchmarks.micro.planning_server import BUCKET, KEY, SECRET, serve
+from pipeline.concurrency import map_concurrently
+from pipeline.storage.s3_copies import DELETED_KEYS
 
 THREADS: Final = 8
 """Threads of each process."""
-DELETED_AT_ONCE: Final = 250
-"""Number of keys in one DeleteObjects."""
 
-T = TypeVar("T")
 Step = Callable[[S3Store, Sequence[int], bytes], None]
-
-
-def _each(step: Callable[[T], object], items: Sequence[T]) -> None:
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(step, items):
-            pass
 
 
 def put_input(store: S3Store, numbers: Sequence[int], data: bytes) -> None:
     """Write the files that are read; not measured."""
-    _each(lambda n: obstore.put(store, f"in/{n}", data), numbers)
+    map_concurrently(lambda n: obstore.put(store, f"in/{n}", data), numbers, THREADS)
 
 
 def read(store: S3Store, numbers: Sequence[int], data: bytes) -> None:
     """Read each file, which planning and mapping both do."""
-    _each(lambda n: len(obstore.get(store, f"in/{n}").bytes()), numbers)
+    map_concurrently(lambda n: obstore.get(store, f"in/{n}").bytes(), numbers, THREADS)
 
 
 def put(store: S3Store, numbers: Sequence[int], data: bytes) -> None:
     """Write each result where it is staged."""
-    _each(lambda n: obstore.put(store, f"staged/{n}", data), numbers)
+    map_concurrently(lambda n: obstore.put(store, f"staged/{n}", data), numbers, THREADS)
 
 
 def copy(store: S3Store, numbers: Sequence[int], data: bytes) -> None:
     """Copy each staged object on the server's side."""
-    _each(lambda n: obstore.copy(store, f"staged/{n}", f"out/{n}"), numbers)
+    map_concurrently(lambda n: obstore.copy(store, f"staged/{n}", f"out/{n}"), numbers, THREADS)
 
 
 def delete(store: S3Store, numbers: Sequence[int], data: bytes) -> None:
     """Delete the staged objects, many per request."""
-    starts = range(0, len(numbers), DELETED_AT_ONCE)
-    parts = [[f"staged/{n}" for n in numbers[at : at + DELETED_AT_ONCE]] for at in starts]
-    _each(lambda part: obstore.delete(store, part), parts)
+    starts = range(0, len(numbers), DELETED_KEYS)
+    parts = [[f"staged/{n}" for n in numbers[at : at + DELETED_KEYS]] for at in starts]
+    map_concurrently(lambda part: obstore.delete(store, part), parts, THREADS)
 
 
 STEPS: Final[dict[str, Step]] = {

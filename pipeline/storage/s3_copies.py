@@ -15,7 +15,6 @@ from posixpath import commonprefix
 
 import obstore
 
-from pipeline.concurrency import map_concurrently
 from pipeline.errors import InvalidUriError, ObjectRefusedError, StorageError
 from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import S3Objects, spellable
@@ -115,7 +114,7 @@ class Copies:
             keys = [at.key for at in group]
             starts = range(0, len(keys), DELETED_KEYS)
             parts = [keys[start : start + DELETED_KEYS] for start in starts]
-            map_concurrently(partial(self._delete_all, bucket), parts)
+            self._s3.each(partial(self._delete_all, bucket), parts)
 
     def _delete_all(self, bucket: str, keys: list[str]) -> None:
         try:

@@ -38,6 +38,14 @@ def test_the_readme_says_how_much_slower_a_run_is_than_polars() -> None:
     said = " ".join(read(ROOT / "README.md").split())
     assert f"took {large[1]} times as long as Polars for 24 million rows" in said
     assert f"{ratios['row-map']} times for 6 million" in said
+    files = re.search(r"\| daily, 1,096 files \| [^|]+ \| Polars, [^|]+ \| ([\d.]+) ", FIGURES)
+    larger = re.search(
+        r"\| row-map, 120 million rows \| [^|]+ \| Polars, [^|]+ \| ([\d.]+) ", FIGURES
+    )
+    assert files is not None
+    assert larger is not None
+    assert f"{float(files[1]):.1f} times for a thousand small files" in said
+    assert f"for 120 million rows it took {larger[1]} times as long" in said
     assert (
         f"and {math.floor(min(short))} to {math.ceil(max(short))} times for jobs that Polars does "
         f"in {least} to {most} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -59,7 +60,11 @@ def _installed(package: str) -> str:
 
 def _folder_times() -> tuple[int, ...]:
     """Return when the folders of installed packages last changed."""
-    return tuple(Path(entry).stat().st_mtime_ns for entry in sys.path if Path(entry).is_dir())
+    times = []
+    for entry in sys.path:
+        with suppress(OSError):  # Imports ignore what cannot be looked at, too.
+            times.append(Path(entry).stat().st_mtime_ns)
+    return tuple(times)
 
 
 @lru_cache(1)

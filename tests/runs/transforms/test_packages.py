@@ -27,6 +27,7 @@ def test_a_package_is_found_whose_distribution_has_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = f"module_{uuid.uuid4().hex[:8]}"
+    monkeypatch.syspath_prepend("x" * 5000)  # No file system has such a name.
     monkeypatch.syspath_prepend(tmp_path)
     assert versions_in_use([module]) == {module: "none"}
     install(tmp_path, "some_distribution", module, "1.2.3")
